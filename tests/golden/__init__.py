@@ -1,0 +1,1 @@
+"""Replays of the official code's recorded inputs and outputs. See harness.py."""
