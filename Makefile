@@ -1,0 +1,88 @@
+# Two commands matter: `make demo` (nothing -> a clip with sound) and `make test` (the whole CPU suite).
+#
+# Variables: PYTHON (interpreter that makes the environment), VENV (where it lives), PIP_ARGS (added to each pip call,
+# for example an index with CPU builds of torch), PYTEST_ARGS, PROMPT, SEED.
+PYTHON ?= python3
+VENV ?= .venv
+PIP_ARGS ?=
+PYTEST_ARGS ?=
+PROMPT ?= a red ball bounces on the left
+SEED ?= 0
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) -c constraints.txt
+NATIVE := $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h)
+# One thread per test worker: two workers on two cores run side by side instead of fighting over them.
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check lint install install-dev aot bench gpu docs clean
+
+help:
+	@echo "make demo   an mp4 with sound from nothing: .venv, install, out/demo.{mp4,png,json}"
+	@echo "make test   the whole CPU test suite"
+	@echo "make check  ruff, mypy and the quick tests"
+	@echo "make bench  microbenchmarks of the ops on this machine, rows in benchmarks/results/"
+	@echo "make clean  remove what the other commands made"
+	@echo "aot, gpu, docs: not in this version; each says what will bring it"
+
+# --- environment -----------------------------------------------------------------------------------------------------
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "javis needs Python >= 3.10, but $(PYTHON) is "\
+	+ sys.version.split()[0] + "; set PYTHON=python3.11 or the like")'
+	$(PYTHON) -m venv $(VENV)
+
+# torch comes first: the native ops are compiled against its headers.
+$(VENV)/.torch: constraints.txt | $(BIN)/python
+	$(PIP) torch numpy setuptools wheel ninja pybind11
+	@touch $@
+
+$(VENV)/.installed: pyproject.toml setup.py $(NATIVE) $(VENV)/.torch
+	$(PIP) --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) --no-build-isolation -e '.[dev]'
+	@touch $@
+
+install: $(VENV)/.installed
+install-dev: $(VENV)/.installed-dev
+
+# --- commands --------------------------------------------------------------------------------------------------------
+
+demo: $(VENV)/.installed
+	@mkdir -p out
+	$(BIN)/javis sample "$(PROMPT)" --seed $(SEED) --out out/demo.mp4
+	@for file in out/demo.mp4 out/demo.png out/demo.json; do test -s $$file || { echo "demo: $$file is missing" >&2; exit 1; }; done
+	@echo "wrote out/demo.mp4, out/demo.png and out/demo.json"
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy javis
+
+check: lint
+	$(ONE_THREAD) $(BIN)/python -m pytest -q -n 2 -m "not slow and not gpu" $(PYTEST_ARGS)
+
+test: $(VENV)/.installed-dev
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+
+bench: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.bench_ops
+
+# --- brought by later issues -----------------------------------------------------------------------------------------
+
+aot:
+	@echo "make aot: ahead-of-time compilation checks of the GPU kernels come with the Triton and CUDA kernels (issue 3)" >&2; exit 2
+
+gpu:
+	@echo "make gpu: the GPU test and benchmark sections come with the Triton and CUDA kernels (issue 3)" >&2; exit 2
+
+docs:
+	@echo "make docs: generated documentation comes with the benchmark tables (issue 3); the pages are in docs/" >&2; exit 2
+
+clean:
+	rm -rf $(VENV) .ci/venv build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf javis/lib javis/_host*.so javis/_build.json
+	find javis tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
