@@ -1,0 +1,287 @@
+"""The blocks of JavisDiT (arXiv 2503.23377, figure 2 and section 3.2).
+
+Streams are [B, N, C] with N = T*S tokens in (time, space) order. Parameters that depend only on the condition (keys and
+values of captions and priors) are computed once per clip by ``condition`` methods; ``forward`` is what every step does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from javis.model.config import JavisDiTConfig, PriorMode, PriorScope
+from javis.model.embed import Mlp
+from javis.model.ops import ModelOps, Rope
+
+
+class KeyValue(NamedTuple):
+    """Keys and values of condition tokens, each [B, H, M, D]."""
+
+    k: Tensor
+    v: Tensor
+
+
+class Modulation(NamedTuple):
+    """One adaLN step: vectors [B, C] of timestep t, and of timestep 0 where a condition mask needs them."""
+
+    shift: Tensor
+    scale: Tensor
+    gate: Tensor
+    shift0: Tensor | None = None
+    scale0: Tensor | None = None
+    gate0: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class StepState:
+    """What a denoising step shares between blocks of one modality.
+
+    Attributes:
+        frames: T, latent frames (patches in time).
+        time, time0: output of ``t_block`` [B, 6C] for timestep t and for 0 (None without masks).
+        prior_time, prior_time0: output of the prior's time block [B, 9C].
+        frame_mask: bool [B, T] or None; False = clean (given) frame, modulated as at timestep 0.
+        rope: (cos, sin) over T.
+    """
+
+    frames: int
+    time: Tensor
+    time0: Tensor | None
+    prior_time: Tensor | None
+    prior_time0: Tensor | None
+    frame_mask: Tensor | None
+    rope: Rope
+
+
+def modulations(table: Tensor, time: Tensor, time0: Tensor | None) -> list[Modulation]:
+    """Rows (shift, scale, gate), (shift, scale, gate), ... of ``table`` [3n, C] plus the time embedding [B, 3nC]."""
+    rows = (table + time.unflatten(-1, table.shape)).unbind(1)
+    rows0: Sequence[Tensor | None] = [None] * len(rows)
+    if time0 is not None:
+        rows0 = (table + time0.unflatten(-1, table.shape)).unbind(1)
+    return [Modulation(*rows[i : i + 3], *rows0[i : i + 3]) for i in range(0, len(rows), 3)]
+
+
+class RMSNormWeight(nn.Module):
+    """Holds the weight of a per-head RMS norm; the norm itself happens inside ``factorized_attention``."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention along one axis."""
+
+    def __init__(self, config: JavisDiTConfig, ops: ModelOps, axis: str) -> None:
+        super().__init__()
+        self.ops, self.axis, self.heads = ops, axis, config.num_heads
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.q_norm = RMSNormWeight(config.head_size) if config.qk_norm else None
+        self.k_norm = RMSNormWeight(config.head_size) if config.qk_norm else None
+
+    def forward(self, x: Tensor, frames: int, rope: Rope) -> Tensor:
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unflatten(1, (frames, -1))
+        out = self.ops.factorized_attention(
+            qkv,
+            self.axis,
+            q_weight=None if self.q_norm is None else self.q_norm.weight,
+            k_weight=None if self.k_norm is None else self.k_norm.weight,
+            rope=rope if self.axis == "temporal" else None,
+        )
+        return self.proj(out)
+
+
+class CrossAttention(nn.Module):
+    """Queries from the stream, keys and values from condition tokens; no q/k norm."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2 * width)
+        self.proj = nn.Linear(width, width)
+
+    def key_value(self, tokens: Tensor) -> KeyValue:
+        """[B, M, C] -> keys and values [B, H, M, D]."""
+        return KeyValue(*self.kv(tokens).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0))
+
+
+class TransformerBlock(nn.Module):
+    """Factorized self-attention, caption cross-attention, MLP (the ST-DiT block of Open-Sora).
+
+    ``x += gate * attn(mod(x)); x += text(x); x += gate * mlp(mod(x))``: the caption enters un-normalised and un-gated.
+    """
+
+    def __init__(self, config: JavisDiTConfig, ops: ModelOps, axis: str) -> None:
+        super().__init__()
+        c, self.ops = config, ops
+        self.modulation = nn.Parameter(torch.randn(6, c.hidden_size) / c.hidden_size**0.5)
+        self.attn = SelfAttention(c, ops, axis)
+        self.text = CrossAttention(c.hidden_size, c.num_heads)
+        self.mlp = Mlp(c.hidden_size, c.mlp_size, c.hidden_size)
+
+    def forward(self, x: Tensor, step: StepState, text: KeyValue, text_mask: Tensor | None) -> Tensor:
+        ops, mask = self.ops, step.frame_mask
+        a, m = modulations(self.modulation, step.time, step.time0)
+        y = ops.ada_layer_norm(x, a.shift, a.scale, shift0=a.shift0, scale0=a.scale0, frame_mask=mask)
+        x = ops.gated_residual(x, self.attn(y, step.frames, step.rope), a.gate, gate0=a.gate0, frame_mask=mask)
+        told = self.text.proj(ops.text_cross_attention(self.text.q(x), text.k, text.v, mask=text_mask))
+        x, y = ops.gated_residual_ada_layer_norm(
+            x, told, None, m.shift, m.scale, shift0=m.shift0, scale0=m.scale0, frame_mask=mask
+        )
+        h = self.mlp.fc2(ops.gelu_linear(y, self.mlp.fc1.weight, self.mlp.fc1.bias))
+        return ops.gated_residual(x, h, m.gate, gate0=m.gate0, frame_mask=mask)
+
+
+class PriorAttention(nn.Module):
+    """One prior step in one of three forms (section 3.3): cross_attn, addition, modulate.
+
+    Keys are the unique prior tokens of the sample. The official code repeats them per frame or per place; a softmax over
+    n equal copies equals the softmax over one, so nothing changes but the cost.
+    """
+
+    def __init__(self, config: JavisDiTConfig, ops: ModelOps) -> None:
+        super().__init__()
+        self.ops, self.mode = ops, config.prior_mode
+        c = config.hidden_size
+        if self.mode == "cross_attn":
+            self.attn = CrossAttention(c, config.num_heads)
+        else:
+            self.proj = nn.Linear(c, 2 * c if self.mode == "modulate" else c)
+
+    def condition(self, tokens: Tensor, length: int, scope: PriorScope) -> KeyValue | Tensor:
+        """Once per clip. ``length``: places S (spatial step) or frames T (temporal step) for the resampled forms."""
+        if self.mode != "cross_attn":
+            if tokens.shape[1] != length:
+                tokens = F.interpolate(tokens.transpose(1, 2), size=length, mode="nearest").transpose(1, 2)
+            return self.proj(tokens)
+        kv = self.attn.key_value(tokens)
+        if scope == "batch":  # the official code lets every sample see the union of the batch's priors
+            kv = KeyValue(*(x.transpose(0, 1).flatten(1, 2)[None].expand(len(x), -1, -1, -1) for x in kv))
+        return kv
+
+    def forward(self, y: Tensor, told: KeyValue | Tensor, frames: int, spatial: bool) -> Tensor:
+        """y: modulated stream [B, N, C] -> update [B, N, C]."""
+        if isinstance(told, KeyValue):
+            return self.attn.proj(self.ops.prior_injection(self.attn.q(y), told.k, told.v))
+        told = told[:, None] if spatial else told[:, :, None]  # [B, 1, S, .] or [B, T, 1, .]
+        grid = y.unflatten(1, (frames, -1))
+        if self.mode == "addition":
+            return told.expand(grid.shape).flatten(1, 2)
+        shift, scale = told.chunk(2, dim=-1)
+        return (grid * scale + shift).flatten(1, 2)
+
+
+class PriorBlock(nn.Module):
+    """Spatial prior step, temporal prior step, MLP; each modulated and gated."""
+
+    def __init__(self, config: JavisDiTConfig, ops: ModelOps) -> None:
+        super().__init__()
+        c, self.ops = config, ops
+        self.modulation = nn.Parameter(torch.randn(9, c.hidden_size) / c.hidden_size**0.5)
+        self.spatial = PriorAttention(c, ops)
+        self.temporal = PriorAttention(c, ops)
+        self.mlp = Mlp(c.hidden_size, c.mlp_size, c.hidden_size)
+
+    def forward(
+        self, x: Tensor, step: StepState, spatial: KeyValue | Tensor, temporal: KeyValue | Tensor
+    ) -> Tensor:
+        assert step.prior_time is not None
+        ops, mask = self.ops, step.frame_mask
+        s, t, m = modulations(self.modulation, step.prior_time, step.prior_time0)
+        y = ops.ada_layer_norm(x, s.shift, s.scale, shift0=s.shift0, scale0=s.scale0, frame_mask=mask)
+        for attention, told, spatially, now, after in (
+            (self.spatial, spatial, True, s, t),
+            (self.temporal, temporal, False, t, m),
+        ):
+            h = attention(y, told, step.frames, spatially)
+            x, y = ops.gated_residual_ada_layer_norm(
+                x,
+                h,
+                now.gate,
+                after.shift,
+                after.scale,
+                gate0=now.gate0,
+                shift0=after.shift0,
+                scale0=after.scale0,
+                frame_mask=mask,
+            )
+        h = self.mlp.fc2(ops.gelu_linear(y, self.mlp.fc1.weight, self.mlp.fc1.bias))
+        return ops.gated_residual(x, h, m.gate, gate0=m.gate0, frame_mask=mask)
+
+
+class BidirectionalBlock(nn.Module):
+    """Bidirectional cross-attention between the streams (section 3.2): one score matrix, both softmaxes.
+
+    Not modulated; LayerNorm without affine before, learned per-channel scales after.
+    """
+
+    def __init__(self, config: JavisDiTConfig, ops: ModelOps) -> None:
+        super().__init__()
+        self.ops, self.heads = ops, config.bidirectional_heads
+        c, inner = config.hidden_size, config.bidirectional_size
+        self.video_scale = nn.Parameter(torch.full((c,), 1e-4))
+        self.audio_scale = nn.Parameter(torch.full((c,), 1e-4))
+        self.video_q, self.audio_q = nn.Linear(c, inner), nn.Linear(c, inner)
+        self.video_v, self.audio_v = nn.Linear(c, inner), nn.Linear(c, inner)
+        self.video_out, self.audio_out = nn.Linear(inner, c), nn.Linear(inner, c)
+
+    def forward(self, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, Nv, C], [B, Na, C] -> the same shapes."""
+        v = F.layer_norm(video, video.shape[-1:], eps=1e-6)
+        a = F.layer_norm(audio, audio.shape[-1:], eps=1e-6)
+        to_video, to_audio = self.ops.bidirectional_attention(
+            self.video_q(v), self.audio_q(a), self.video_v(v), self.audio_v(a), self.heads
+        )
+        video = video + self.video_scale * self.video_out(to_video)
+        return video, audio + self.audio_scale * self.audio_out(to_audio)
+
+
+class FinalLayer(nn.Module):
+    """Modulate by the time embedding itself and project to patches.
+
+    Parity: a clean frame (mask False) is modulated twice, first as at timestep t and then, from that result, as at
+    timestep 0. Trained weights depend on it.
+    """
+
+    def __init__(self, config: JavisDiTConfig, ops: ModelOps, size_out: int) -> None:
+        super().__init__()
+        self.ops = ops
+        self.modulation = nn.Parameter(torch.randn(2, config.hidden_size) / config.hidden_size**0.5)
+        self.linear = nn.Linear(config.hidden_size, size_out)
+
+    def forward(self, x: Tensor, time: Tensor, time0: Tensor | None, frame_mask: Tensor | None) -> Tensor:
+        """x [B, N, C], time [B, C] -> [B, N, patch * channels]."""
+        shift, scale = (self.modulation + time[:, None]).unbind(1)
+        y = self.ops.ada_layer_norm(x, shift, scale)
+        if frame_mask is not None and time0 is not None:
+            shift0, scale0 = (self.modulation + time0[:, None]).unbind(1)
+            twice = self.ops.ada_layer_norm(y, shift0, scale0)
+            frames = frame_mask.shape[1]
+            keep = frame_mask[:, :, None, None]
+            y = torch.where(keep, y.unflatten(1, (frames, -1)), twice.unflatten(1, (frames, -1))).flatten(1, 2)
+        return self.linear(y)
+
+
+class JavisLayer(nn.Module):
+    """One layer: video spatial, video temporal, audio spatial, audio temporal, priors, bidirectional attention."""
+
+    def __init__(self, config: JavisDiTConfig, ops: ModelOps) -> None:
+        super().__init__()
+        self.video_spatial = TransformerBlock(config, ops, "spatial")
+        self.video_temporal = TransformerBlock(config, ops, "temporal")
+        self.audio_spatial = TransformerBlock(config, ops, "spatial")
+        self.audio_temporal = TransformerBlock(config, ops, "temporal")
+        self.video_prior = PriorBlock(config, ops) if config.use_prior else None
+        self.audio_prior = PriorBlock(config, ops) if config.use_prior else None
+        self.bidirectional = BidirectionalBlock(config, ops) if config.use_bidirectional else None
+
+
+__all__ = ["JavisLayer", "FinalLayer", "KeyValue", "Modulation", "PriorMode", "StepState", "modulations"]

@@ -1,0 +1,286 @@
+"""JavisDiT: the joint audio-video diffusion transformer (arXiv 2503.23377, section 3.2).
+
+Read this file first, then blocks.py (what a layer does) and ops.py (the operations it is made of).
+``condition`` does what depends on the prompt and the clip's sizes, once per clip; ``denoise`` what every step needs.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from javis.model.blocks import FinalLayer, JavisLayer, KeyValue, PriorBlock, StepState
+from javis.model.config import JavisDiTConfig, PriorScope
+from javis.model.embed import make_embedders, rope_table, sinusoid, unpatchify, video_positions
+from javis.model.ops import ModelOps, Rope
+
+
+class Velocity(NamedTuple):
+    """Output of a denoising step: video [B, Cv, T, H, W] and audio [B, Ca, Ta, M].
+
+    With ``pred_sigma`` there are twice as many channels as in the latents; the first half is the velocity.
+    """
+
+    video: Tensor
+    audio: Tensor
+
+
+class LayerCondition(NamedTuple):
+    """Keys and values of one layer: captions per block, priors per modality and axis."""
+
+    text: tuple[KeyValue, KeyValue, KeyValue, KeyValue]  # video spatial, video temporal, audio spatial, audio temporal
+    video_prior: tuple[KeyValue | Tensor, KeyValue | Tensor] | None  # spatial, temporal
+    audio_prior: tuple[KeyValue | Tensor, KeyValue | Tensor] | None
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """Everything about a clip that does not depend on the timestep (see :meth:`JavisDiT.condition`)."""
+
+    layers: list[LayerCondition]
+    text_mask: Tensor | None
+    fps: Tensor  # embedded, [B, C]
+    video_positions: Tensor
+    audio_positions: Tensor
+    video_sizes: tuple[int, int, int]
+    audio_sizes: tuple[int, int]
+    video_rope: Rope
+    audio_rope: Rope
+    use_bidirectional: bool = field(default=True)
+
+
+class JavisDiT(nn.Module):
+    """Predicts the velocity ``x_start - noise`` of video and audio latents.
+
+    Args:
+        config: sizes and switches.
+        ops: operations the blocks are built on; plain PyTorch by default.
+    """
+
+    def __init__(self, config: JavisDiTConfig, ops: ModelOps | None = None) -> None:
+        super().__init__()
+        ops = ops or ModelOps()
+        self.config = c = config
+        self.embed = make_embedders(c)
+        self.time_block = nn.Linear(c.hidden_size, 6 * c.hidden_size)
+        self.prior_time_block = nn.Linear(c.hidden_size, 9 * c.hidden_size) if c.use_prior else None
+        self.layers = nn.ModuleList(JavisLayer(c, ops) for _ in range(c.depth))
+        self.video_final = FinalLayer(c, ops, math.prod(c.video_patch) * c.video_out_channels)
+        self.audio_final = FinalLayer(c, ops, math.prod(c.audio_patch) * c.audio_out_channels)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Xavier for linears, zero for what a block adds at first (text, prior and final projections), as in DiT."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, (nn.Conv2d, nn.Conv3d)):
+                nn.init.xavier_uniform_(module.weight.view(module.weight.shape[0], -1))
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for linear in (self.time_block, self.prior_time_block):
+            if linear is not None:
+                nn.init.normal_(linear.weight, std=0.02)
+        for final in (self.video_final, self.audio_final):
+            nn.init.zeros_(final.linear.weight)
+
+    @property
+    def null_text(self) -> Tensor:
+        """Caption tokens of "no caption", [L, caption_channels]."""
+        return self.embed["video_text"].null  # type: ignore[return-value]
+
+    @property
+    def null_prior(self) -> tuple[Tensor, Tensor]:
+        """Prior tokens of "no prior": spatial [Ns, Cp] and temporal [Nt, Cp]."""
+        null: Tensor = self.embed["prior"].null  # type: ignore[assignment]
+        spatial, temporal = null.split([self.config.spatial_prior_len, null.shape[0] - self.config.spatial_prior_len])
+        return spatial, temporal
+
+    # -- once per clip ------------------------------------------------------------------------------------------------
+
+    def condition(
+        self,
+        text: Tensor,
+        *,
+        fps: Tensor,
+        height: Tensor,
+        width: Tensor,
+        video_sizes: tuple[int, int, int],
+        audio_sizes: tuple[int, int],
+        text_mask: Tensor | None = None,
+        spatial_prior: Tensor | None = None,
+        temporal_prior: Tensor | None = None,
+        prior_scope: PriorScope = "sample",
+    ) -> Conditioning:
+        """Compute what does not depend on the timestep.
+
+        Args:
+            text: caption hidden states, [B, L, caption_channels].
+            fps, height, width: frames per second and frame size in pixels, [B] each.
+            video_sizes: (T, H, W) of the video latents; audio_sizes: (Ta, M) of the audio latents.
+            text_mask: [B, L], nonzero = valid token; the others are removed. None: all are valid.
+            spatial_prior: [B, Ns, prior_channels]; temporal_prior: [B, Nt, prior_channels].
+            prior_scope: "sample" (each sample sees its own priors) or "batch" (the union over the batch, as the
+                official code does by accident).
+
+        Raises:
+            ValueError: shapes that do not fit the configuration, missing priors, a caption without a valid token.
+        """
+        c = self.config
+        if text.ndim != 3 or text.shape[-1] != c.caption_channels:
+            raise ValueError(f"text must be [B, L, {c.caption_channels}], got {list(text.shape)}")
+        if prior_scope not in ("sample", "batch"):
+            raise ValueError(f"prior_scope {prior_scope!r} is not 'sample' or 'batch'")
+        mask = None
+        if text_mask is not None:
+            if text_mask.shape != text.shape[:2]:
+                raise ValueError(f"text_mask {list(text_mask.shape)} does not fit text {list(text.shape)}")
+            mask = text_mask.bool()
+            if not bool(mask.any(dim=1).all()):
+                raise ValueError("a caption has no valid token: text_mask must keep at least one token per sample")
+        batch, dtype = text.shape[0], self.time_block.weight.dtype
+        video_grid = self.embed["video"].grid(video_sizes)  # type: ignore[operator]
+        audio_grid = self.embed["audio"].grid(audio_sizes)  # type: ignore[operator]
+        text = text.to(dtype)
+        captions = (self.embed["video_text"](text), self.embed["audio_text"](text))
+        priors = self._prior_tokens(spatial_prior, temporal_prior, batch) if c.use_prior else None
+
+        layers = []
+        for layer in self.layers:
+            blocks = (layer.video_spatial, layer.video_temporal, layer.audio_spatial, layer.audio_temporal)
+            told = [block.text.key_value(captions[i // 2]) for i, block in enumerate(blocks)]
+            video_prior = audio_prior = None
+            if priors is not None:
+                video_prior = self._prior_condition(layer.video_prior, priors, video_grid, prior_scope)
+                audio_prior = self._prior_condition(layer.audio_prior, priors, audio_grid, prior_scope)
+            layers.append(LayerCondition((told[0], told[1], told[2], told[3]), video_prior, audio_prior))
+
+        scale = (height.float() * width.float()).sqrt() / c.input_sq_size
+        mel = torch.arange(audio_grid[1], device=text.device)
+        from_sizes = video_positions(video_grid[1:], scale, c.hidden_size).to(dtype)
+        return Conditioning(
+            layers=layers,
+            text_mask=mask,
+            fps=self.embed["fps"](fps),
+            video_positions=from_sizes,
+            audio_positions=sinusoid(mel, c.hidden_size)[None].to(dtype),
+            video_sizes=video_sizes,
+            audio_sizes=audio_sizes,
+            video_rope=rope_table(video_grid[0], c.head_size, text.device),
+            audio_rope=rope_table(audio_grid[0], c.head_size, text.device),
+        )
+
+    def _prior_tokens(self, spatial: Tensor | None, temporal: Tensor | None, batch: int) -> tuple[Tensor, Tensor]:
+        c = self.config
+        if spatial is None or temporal is None:
+            raise ValueError("this model needs spatial_prior and temporal_prior (or use null_prior)")
+        for name, value, length in (
+            ("spatial_prior", spatial, c.spatial_prior_len),
+            ("temporal_prior", temporal, c.temporal_prior_len),
+        ):
+            if value.shape != (batch, length, c.prior_channels):
+                raise ValueError(f"{name} must be {[batch, length, c.prior_channels]}, got {list(value.shape)}")
+        tokens = self.embed["prior"](torch.cat((spatial, temporal), dim=1).to(self.time_block.weight.dtype))
+        return tokens[:, : c.spatial_prior_len], tokens[:, c.spatial_prior_len :]
+
+    @staticmethod
+    def _prior_condition(
+        block: PriorBlock, priors: tuple[Tensor, Tensor], grid: tuple[int, ...], scope: PriorScope
+    ) -> tuple[KeyValue | Tensor, KeyValue | Tensor]:
+        places = math.prod(grid[1:])
+        return (
+            block.spatial.condition(priors[0], places, scope),
+            block.temporal.condition(priors[1], grid[0], scope),
+        )
+
+    # -- every step ---------------------------------------------------------------------------------------------------
+
+    def denoise(
+        self,
+        video: Tensor,
+        audio: Tensor,
+        timestep: Tensor,
+        condition: Conditioning,
+        *,
+        video_mask: Tensor | None = None,
+        audio_mask: Tensor | None = None,
+    ) -> Velocity:
+        """One evaluation of the velocity.
+
+        Args:
+            video: latents [B, video_channels, T, H, W]; audio: latents [B, audio_channels, Ta, M].
+            timestep: [B], 0 (data) to 1000 (noise).
+            condition: what :meth:`condition` returned for these sizes.
+            video_mask: bool [B, T]; audio_mask: bool [B, Ta] at latent resolution (the first latent frame of a patch
+                decides). True = noisy frame, False = given frame, modulated as at timestep 0.
+
+        Raises:
+            ValueError: latents or masks that do not fit the conditioning.
+        """
+        c = self.config
+        if tuple(video.shape[2:]) != condition.video_sizes or tuple(audio.shape[2:]) != condition.audio_sizes:
+            raise ValueError(
+                f"latents {list(video.shape)} and {list(audio.shape)} do not fit the conditioning, which is for video "
+                f"sizes {condition.video_sizes} and audio sizes {condition.audio_sizes}"
+            )
+        dtype = self.time_block.weight.dtype
+        masked = video_mask is not None or audio_mask is not None
+        time = self.embed["time"](timestep) + condition.fps
+        time0 = self.embed["time"](torch.zeros_like(timestep)) + condition.fps if masked else None
+        v_step = self._step_state(time, time0, video_mask, c.video_patch[0], video.shape[2], condition.video_rope)
+        a_step = self._step_state(time, time0, audio_mask, c.audio_patch[0], audio.shape[2], condition.audio_rope)
+
+        v = self.embed["video"](video.to(dtype))
+        v = (v.unflatten(1, (v_step.frames, -1)) + condition.video_positions[:, None]).flatten(1, 2)
+        a = self.embed["audio"](audio.to(dtype))
+        a = (a.unflatten(1, (a_step.frames, -1)) + condition.audio_positions[:, None]).flatten(1, 2)
+        for layer, told in zip(self.layers, condition.layers, strict=True):
+            v = layer.video_spatial(v, v_step, told.text[0], condition.text_mask)
+            v = layer.video_temporal(v, v_step, told.text[1], condition.text_mask)
+            a = layer.audio_spatial(a, a_step, told.text[2], condition.text_mask)
+            a = layer.audio_temporal(a, a_step, told.text[3], condition.text_mask)
+            if told.video_prior is not None and told.audio_prior is not None:
+                v = layer.video_prior(v, v_step, *told.video_prior)
+                a = layer.audio_prior(a, a_step, *told.audio_prior)
+            if layer.bidirectional is not None and condition.use_bidirectional:
+                v, a = layer.bidirectional(v, a)
+        v_out = self.video_final(v, time, time0, v_step.frame_mask)
+        a_out = self.audio_final(a, time, time0, a_step.frame_mask)
+        v_grid = self.embed["video"].grid(condition.video_sizes)  # type: ignore[operator]
+        a_grid = self.embed["audio"].grid(condition.audio_sizes)  # type: ignore[operator]
+        return Velocity(
+            unpatchify(v_out, v_grid, c.video_patch, condition.video_sizes),
+            unpatchify(a_out, a_grid, c.audio_patch, condition.audio_sizes),
+        )
+
+    def _step_state(
+        self, time: Tensor, time0: Tensor | None, mask: Tensor | None, patch: int, frames: int, rope: Rope
+    ) -> StepState:
+        if mask is not None:
+            if mask.shape != (time.shape[0], frames):
+                raise ValueError(f"a condition mask must be {[time.shape[0], frames]}, got {list(mask.shape)}")
+            mask = mask.bool()[:, ::patch]
+        prior = self.prior_time_block
+        masked0 = None if mask is None else time0
+        return StepState(
+            frames=-(-frames // patch),
+            time=self.time_block(F.silu(time)),
+            time0=None if masked0 is None else self.time_block(F.silu(masked0)),
+            prior_time=None if prior is None else prior(F.silu(time)),
+            prior_time0=None if prior is None or masked0 is None else prior(F.silu(masked0)),
+            frame_mask=mask,
+            rope=rope,
+        )
+
+    def forward(self, video: Tensor, audio: Tensor, timestep: Tensor, **kwargs: object) -> Velocity:
+        """``condition`` and ``denoise`` in one call; arguments as in those."""
+        masks = {name: kwargs.pop(name) for name in ("video_mask", "audio_mask") if name in kwargs}
+        sizes = {"video_sizes": tuple(video.shape[2:]), "audio_sizes": tuple(audio.shape[2:])}
+        told = self.condition(**{**sizes, **kwargs})  # type: ignore[arg-type]
+        return self.denoise(video, audio, timestep, told, **masks)  # type: ignore[arg-type]

@@ -1,0 +1,146 @@
+"""Embeddings: patches, positions, time, sizes, captions and priors."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from javis.model.config import JavisDiTConfig
+
+
+def sinusoid(positions: Tensor, size: int, *, max_period: float = 10000.0, cos_first: bool = False) -> Tensor:
+    """Sinusoidal embedding [..., size] of positions [...], frequencies ``max_period ** (-2i / size)``.
+
+    Positions in space use [sin, cos], the timestep [cos, sin] (as in DiT).
+    """
+    half = size // 2
+    frequencies = torch.exp(-math.log(max_period) * torch.arange(half, device=positions.device).float() / half)
+    angles = positions.to(torch.float32)[..., None] * frequencies
+    parts = (angles.cos(), angles.sin()) if cos_first else (angles.sin(), angles.cos())
+    return torch.cat(parts, dim=-1)
+
+
+def video_positions(grid: tuple[int, int], scale: Tensor, size: int) -> Tensor:
+    """2-D sin/cos embedding of a patch grid -> [B, H*W, size].
+
+    Args:
+        grid: patches (H, W).
+        scale: [B], sqrt(height*width of the frame in pixels) / input_sq_size.
+
+    The coordinates are divided by ``scale`` and stretched by base/H resp. base/W with base = round(sqrt(H*W)), so that
+    a frame covers the same coordinate range whatever its aspect. The first half of the channels encodes the column and
+    the second half the row (the order the official weights were trained with).
+    """
+    rows, columns = grid
+    base = round(math.sqrt(rows * columns))
+    y = torch.arange(rows, device=scale.device).float() / scale[:, None].float() * (base / rows)
+    x = torch.arange(columns, device=scale.device).float() / scale[:, None].float() * (base / columns)
+    y_emb = sinusoid(y, size // 2)[:, :, None].expand(-1, -1, columns, -1)
+    x_emb = sinusoid(x, size // 2)[:, None].expand(-1, rows, -1, -1)
+    return torch.cat((x_emb, y_emb), dim=-1).flatten(1, 2)
+
+
+def rope_table(length: int, head_size: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+    """(cos, sin) of rotary embedding, each [length, head_size / 2], angle ``p / 10000 ** (2i / head_size)``."""
+    exponent = torch.arange(0, head_size, 2, device=device).float() / head_size
+    angles = torch.arange(length, device=device).float()[:, None] * (10000.0**-exponent)
+    return angles.cos(), angles.sin()
+
+
+class PatchEmbed(nn.Module):
+    """Strided convolution over patches after padding the end of each axis to a whole number of patches."""
+
+    def __init__(self, channels: int, patch: tuple[int, ...], width: int) -> None:
+        super().__init__()
+        self.patch = patch
+        conv = {2: nn.Conv2d, 3: nn.Conv3d}[len(patch)]
+        self.proj = conv(channels, width, kernel_size=patch, stride=patch)  # type: ignore[arg-type]
+
+    def grid(self, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        """Patches along each axis for latents of these sizes."""
+        return tuple(-(-n // p) for n, p in zip(sizes, self.patch, strict=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, channels, *sizes] -> tokens [B, product of the grid, width]."""
+        sizes = tuple(x.shape[2:])
+        grid = self.grid(sizes)
+        pad = [p * g - n for n, p, g in zip(sizes, self.patch, grid, strict=True)]
+        if any(pad):
+            x = F.pad(x, [value for amount in reversed(pad) for value in (0, amount)])
+        # A strided convolution with kernel = stride is one matrix product; written as such it is faster on CPU.
+        batch, channels = x.shape[:2]
+        axes = len(grid)
+        split = [batch, channels] + [n for g, p in zip(grid, self.patch, strict=True) for n in (g, p)]
+        order = [0, *range(2, 2 + 2 * axes, 2), 1, *range(3, 3 + 2 * axes, 2)]
+        patches = x.reshape(split).permute(order).reshape(batch, math.prod(grid), -1)
+        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+
+
+def unpatchify(tokens: Tensor, grid: tuple[int, ...], patch: tuple[int, ...], sizes: tuple[int, ...]) -> Tensor:
+    """Tokens [B, N, prod(patch)*C] with channels last in each patch -> [B, C, *sizes], cropped."""
+    batch, axes = tokens.shape[0], len(grid)
+    x = tokens.reshape(batch, *grid, *patch, -1)
+    order = [0, 1 + 2 * axes] + [n for axis in range(axes) for n in (1 + axis, 1 + axes + axis)]
+    x = x.permute(order).reshape(batch, -1, *(g * p for g, p in zip(grid, patch, strict=True)))
+    return x[(slice(None), slice(None), *(slice(n) for n in sizes))]
+
+
+class Mlp(nn.Module):
+    """fc1, tanh-GELU, fc2; the GELU is part of ``ops.gelu_linear`` where blocks use it."""
+
+    def __init__(self, size_in: int, hidden: int, size_out: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(size_in, hidden)
+        self.fc2 = nn.Linear(hidden, size_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+class ScalarEmbedder(nn.Module):
+    """Embeds one number per sample (timestep 0..1000, frames per second): sinusoid of 256, Linear, SiLU, Linear."""
+
+    FREQUENCIES = 256
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(self.FREQUENCIES, width)
+        self.fc2 = nn.Linear(width, width)
+
+    def forward(self, value: Tensor) -> Tensor:
+        """[B] -> [B, width]."""
+        embedded = sinusoid(value, self.FREQUENCIES, cos_first=True).to(self.fc1.weight.dtype)
+        return self.fc2(F.silu(self.fc1(embedded)))
+
+
+class TokenEmbedder(nn.Module):
+    """Projects condition tokens to the model width; ``null`` stands for "no condition" (classifier-free guidance)."""
+
+    def __init__(self, channels: int, tokens: int, width: int) -> None:
+        super().__init__()
+        self.null = nn.Parameter(torch.randn(tokens, channels) / channels**0.5)
+        self.proj = Mlp(channels, width, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[B, L, channels] -> [B, L, width]."""
+        return self.proj(tokens)
+
+
+def make_embedders(config: JavisDiTConfig) -> nn.ModuleDict:
+    """All embedders of the model by name (see :class:`javis.model.dit.JavisDiT`)."""
+    c = config
+    width = c.hidden_size
+    embedders: dict[str, nn.Module] = {
+        "video": PatchEmbed(c.video_channels, c.video_patch, width),
+        "audio": PatchEmbed(c.audio_channels, c.audio_patch, width),
+        "time": ScalarEmbedder(width),
+        "fps": ScalarEmbedder(width),
+        "video_text": TokenEmbedder(c.caption_channels, c.caption_length, width),
+        "audio_text": TokenEmbedder(c.caption_channels, c.caption_length, width),
+    }
+    if c.use_prior:
+        embedders["prior"] = TokenEmbedder(c.prior_channels, c.spatial_prior_len + c.temporal_prior_len, width)
+    return nn.ModuleDict(embedders)
