@@ -1,0 +1,22 @@
+// Every native op of javis, on one screen: its schema, and what implements it on which device.
+//
+// Everything here is PyTorch's stable ABI (torch/csrc/stable): one library serves every torch >= 2.11 and every Python.
+// Python registers the shape functions (fakes) in javis/kernels/ops/<op>/contract.py.
+
+#include <torch/csrc/stable/library.h>
+
+#include "cpu/ada_layer_norm.h"
+
+STABLE_TORCH_LIBRARY(javis_native, m) {
+  m.def(
+      "ada_layer_norm(Tensor x, Tensor shift, Tensor scale, Tensor? shift0, Tensor? scale0, Tensor? frame_mask, float eps)"
+      " -> (Tensor y, Tensor mean, Tensor rstd)");
+  m.def(
+      "ada_layer_norm_backward(Tensor dy, Tensor x, Tensor mean, Tensor rstd, Tensor scale, Tensor? scale0,"
+      " Tensor? frame_mask) -> (Tensor dx, Tensor dmodulation)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(javis_native, CPU, m) {
+  m.impl("ada_layer_norm", TORCH_BOX(&javis::cpu::ada_layer_norm));
+  m.impl("ada_layer_norm_backward", TORCH_BOX(&javis::cpu::ada_layer_norm_backward));
+}
