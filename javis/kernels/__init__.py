@@ -1,0 +1,16 @@
+"""Ops of the diffusion transformer with interchangeable backends.
+
+Each op is one function whose docstring is its contract, and runs on the fastest backend that can take the call, on the
+one named by ``backend=``, inside ``use_backend(...)``, or by the environment variable ``JAVIS_BACKEND``. The model does
+not import this package; it is handed the ops: ``ModelOps(**fused_ops())``.
+
+Read next: backend.py (the choice), ops/ada_layer_norm/api.py (an op from contract to kernel), registry.py (all ops).
+"""
+
+from __future__ import annotations
+
+from javis.kernels.backend import Backend, use_backend
+from javis.kernels.ops.ada_layer_norm.api import ada_layer_norm
+from javis.kernels.registry import OPS, fused_ops
+
+__all__ = ["OPS", "Backend", "ada_layer_norm", "fused_ops", "use_backend"]

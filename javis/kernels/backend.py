@@ -1,0 +1,112 @@
+"""Which implementation of an op runs: the fastest that can, or the one that was asked for, or an error that says why not.
+
+Every op owns an ordered table of checks, fastest backend first and the reference last. A check looks at the arguments of
+one call and returns ``None`` (can run) or the reason why it cannot.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from enum import Enum
+
+import torch
+
+from javis.errors import UsageError
+
+logger = logging.getLogger(__name__)
+
+Check = Callable[..., "str | None"]
+
+
+class Backend(str, Enum):
+    """Implementations an op may have. Only ``AUTO`` falls through to another one."""
+
+    AUTO = "auto"
+    CUDA = "cuda"
+    TRITON = "triton"
+    CPU = "cpu"
+    FLASH_ATTN = "flash_attn"
+    SDPA = "sdpa"
+    REFERENCE = "reference"
+
+    @classmethod
+    def parse(cls, name: Backend | str) -> Backend:
+        """The backend called ``name``; raises UsageError with the list of names if there is none."""
+        for backend in cls:
+            if backend is name or backend.value == name:
+                return backend
+        raise UsageError(f"unknown backend {name!r}: expected one of {', '.join(b.value for b in cls)}")
+
+
+# A plain module attribute, not a ContextVar: torch.compile guards on it, so that compiled code follows use_backend.
+# Read from the environment once, when the package is imported.
+_default: Backend = Backend.parse(os.environ.get("JAVIS_BACKEND") or "auto")
+_explained: set[tuple[str, Backend]] = set()
+
+
+@contextmanager
+def use_backend(backend: Backend | str) -> Iterator[None]:
+    """Run the ops called inside with ``backend``, unless a call names another one.
+
+    Holds for the whole process, other threads included. Raises UsageError for an unknown name; a backend that cannot
+    run a call raises there.
+    """
+    global _default
+    previous, _default = _default, Backend.parse(backend)
+    try:
+        yield
+    finally:
+        _default = previous
+
+
+def why_not(checks: Mapping[Backend, Check], backend: Backend, *args: object) -> str | None:
+    """Why ``backend`` cannot run this call, or None."""
+    if backend not in checks:
+        return "this op has no such implementation"
+    return checks[backend](*args)
+
+
+def select(op: str, checks: Mapping[Backend, Check], *args: object, backend: Backend | str) -> Backend:
+    """The backend for one call.
+
+    Args:
+        op: name of the op, for messages.
+        checks: fastest first; the last one accepts every valid call.
+        args: what the checks look at.
+        backend: a name, or ``"auto"``: then ``use_backend`` or ``JAVIS_BACKEND`` decides, and after them the table.
+
+    Raises:
+        UsageError: the named backend is unknown or cannot run this call.
+    """
+    wanted = Backend.parse(backend)
+    if wanted is Backend.AUTO:
+        wanted = _default
+    if wanted is not Backend.AUTO:
+        reason = why_not(checks, wanted, *args)
+        if reason is not None:
+            others = ", ".join(candidate.value for candidate in checks if candidate is not wanted)
+            raise UsageError(
+                f"{op}: backend {wanted.value!r} cannot run this call: {reason}; use backend='auto' or one of {others}"
+            )
+        return wanted
+    for candidate, check in checks.items():
+        if check(*args) is None:
+            if not torch.compiler.is_compiling():  # a logger call would break the graph
+                _explain_once(op, candidate, checks, args)
+            return candidate
+    raise AssertionError(f"{op}: the reference must accept every valid call")
+
+
+def _explain_once(op: str, chosen: Backend, checks: Mapping[Backend, Check], args: tuple[object, ...]) -> None:
+    if (op, chosen) in _explained:
+        return
+    _explained.add((op, chosen))
+    skipped = []
+    for candidate, check in checks.items():
+        if candidate is chosen:
+            break
+        skipped.append(f"{candidate.value} ({check(*args)})")
+    logger.info("%s: auto runs %s%s", op, chosen.value, f"; not {', '.join(skipped)}" if skipped else "")

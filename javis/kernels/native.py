@@ -1,0 +1,64 @@
+"""Loads the native ops once and remembers why they are missing, if they are.
+
+``WHY_NOT`` is None when ``torch.ops.javis_native`` is there. Importing this module does the loading, so that the ops
+exist before torch.compile traces anything.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import javis
+
+_PACKAGE = Path(javis.__file__).parent
+LIBRARY = _PACKAGE / "lib" / "libjavis_cpu.so"
+HOW_TO_BUILD = "build them with `pip install --no-build-isolation --force-reinstall --no-deps .` in the source tree"
+
+
+def build_record() -> dict[str, Any]:
+    """What setup.py noted when javis was installed: native, host, reason, torch, compiler. Empty: it was never run."""
+    path = _PACKAGE / "_build.json"
+    if not path.is_file():
+        return {}
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return record
+
+
+def _load(path: Path) -> str | None:
+    """Load the library; the reason if that is impossible."""
+    if not path.is_file():
+        reason = build_record().get("reason") or "javis was not installed by its setup.py"
+        return f"the native ops were not built: {reason}; {HOW_TO_BUILD}"
+    try:
+        torch.ops.load_library(str(path))
+    except OSError as error:
+        return f"{path.name} does not load: {error}; {HOW_TO_BUILD}"
+    return None
+
+
+WHY_NOT: str | None = _load(LIBRARY)
+
+
+def cpu_isa() -> str | None:
+    """Which copy of the CPU kernels runs on this machine: baseline, avx2 or avx512. None without native ops."""
+    if WHY_NOT is not None:
+        return None
+    function = ctypes.CDLL(str(LIBRARY)).javis_cpu_isa
+    function.restype = ctypes.c_char_p
+    name: bytes = function()
+    return name.decode()
+
+
+def build_info() -> dict[str, str]:
+    """Facts about the compiled parts from the ``javis._host`` module; empty where that was not built."""
+    try:
+        from javis import _host
+    except ImportError:
+        return {}
+    info: dict[str, str] = _host.build_info()
+    return info

@@ -1,0 +1,1 @@
+"""Adaptive layer norm. Read api.py first."""
