@@ -1,12 +1,13 @@
 """Loader and registry of the golden cases (recorded runs of the official JavisDiT code).
 
-A case is ``<name>.json`` (official class, config, statement, tables) with ``<name>.safetensors`` (``weights.*``, ``in.*``, ``out.*``,
-``info.*``). Each case belongs to a family, and each family has one replayer ``replay_<family>.py`` in this folder with
+A case is ``<name>.json`` (official class, config, statement, tables) with ``<name>.safetensors`` (``weights.*``,
+``in.*``, ``out.*``, ``info.*``). Each case belongs to a family, and each family has one replayer
+``replay_<family>.py`` in this folder with
 
     def replay(case: GoldenCase) -> None
 
-which builds the public object from ``case.config``, loads ``case.weights()``, and calls ``case.check(key, actual)`` for **every** ``out.*``
-tensor and ``case.table(name)`` for every table: what a replayer leaves unchecked fails the case.
+which builds the public object from ``case.config``, loads ``case.weights()``, and calls ``case.check(key, actual)`` for
+**every** ``out.*`` tensor and ``case.table(name)`` for every table: what a replayer leaves unchecked fails the case.
 Sub-cases are discovered from the tensor keys (``case.children("out.encode")``), never written down in a replayer.
 """
 
@@ -114,7 +115,7 @@ class GoldenCase:
         return sorted(k for k in self.tensors if not prefix or k.startswith(prefix + "."))
 
     def children(self, prefix: str) -> list[str]:
-        """Next path components below ``prefix``: for ``out.t17.mean, out.t6.mean``, ``children("out")`` is ``[t17, t6]``."""
+        """Next path components below ``prefix``: ``children("out")`` is ``[t17, t6]`` for ``out.t17.mean, out.t6.mean``."""
         return sorted({k[len(prefix) + 1 :].split(".", 1)[0] for k in self.keys(prefix)})
 
     def group(self, prefix: str) -> dict[str, Tensor]:
@@ -127,7 +128,7 @@ class GoldenCase:
         return self.meta.get("tables", {})[name]
 
     def check(self, key: str, actual: Tensor | float, *, atol: float = MODEL_ATOL, rtol: float = 0.0) -> None:
-        """Assert that ``actual`` equals the recorded tensor ``key`` within ``atol + rtol * |recorded|``, shape included.
+        """Assert that ``actual`` equals the recorded ``key`` within ``atol + rtol * |recorded|``, shape included.
 
         A scalar may stand for a recorded tensor of shape [1]. With ``atol=0, rtol=0`` the comparison is exact.
         """
@@ -135,7 +136,9 @@ class GoldenCase:
         got = torch.as_tensor(actual).detach().to("cpu")
         if got.ndim == 0 and expected.shape == (1,):
             got = got[None]
-        assert got.shape == expected.shape, f"{self.name}: {key}: shape {tuple(got.shape)}, expected {tuple(expected.shape)}"
+        assert got.shape == expected.shape, (
+            f"{self.name}: {key}: shape {tuple(got.shape)}, expected {tuple(expected.shape)}"
+        )
         torch.testing.assert_close(
             got.double(),
             expected.double(),

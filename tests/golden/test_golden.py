@@ -41,7 +41,9 @@ def test_family_comes_from_the_official_class_before_the_name() -> None:
 
 
 def test_unchecked_outputs_and_wrong_values_are_found() -> None:
-    case = GoldenCase("c", {"tables": {"sizes": [1]}}, {"in.x": torch.zeros(1), "out.a.y": torch.ones(2), "out.b": torch.ones(1)})
+    case = GoldenCase(
+        "c", {"tables": {"sizes": [1]}}, {"in.x": torch.zeros(1), "out.a.y": torch.ones(2), "out.b": torch.ones(1)}
+    )
     with pytest.raises(AssertionError, match="out.a.y"):
         case.check("out.a.y", torch.tensor([1.0, 1.1]))
     with pytest.raises(AssertionError, match="shape"):
