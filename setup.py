@@ -38,7 +38,8 @@ ROW_SOURCES = ["csrc/cpu/ada_layer_norm_rows.cpp"]
 HOST_SOURCES = ["csrc/host.cpp"]
 HEADERS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.h"))
 
-CXX_FLAGS = ["-O3", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-fopenmp-simd", "-fno-math-errno"]
+CXX_FLAGS = ["-O3", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+CXX_FLAGS += ["-fopenmp-simd", "-fno-math-errno"]  # lets sums be vectorised; brings no OpenMP library
 INSTRUCTION_SETS = {"baseline": []}
 if platform.machine() in ("x86_64", "AMD64"):
     INSTRUCTION_SETS["avx2"] = ["-mavx2", "-mfma"]
@@ -205,8 +206,11 @@ class NinjaBuildExt(build_ext):
     def existing_outputs(self) -> list[Path]:
         return [path for path in (self.library_path(), self.host_path(), self.record_path()) if path.exists()]
 
+    def inside_package(self, output: Path) -> Path:
+        return output.relative_to(Path(self.build_lib).resolve())
+
     def source_twin(self, output: Path) -> Path:
-        return ROOT / output.relative_to(Path(self.build_lib).resolve())
+        return ROOT / self.inside_package(output)
 
     def copy_extensions_to_source(self) -> None:
         for stale in (self.library_path(), self.host_path()):
@@ -219,7 +223,7 @@ class NinjaBuildExt(build_ext):
     def get_outputs(self) -> list[str]:
         if self.inplace:
             return []
-        return [str(Path(self.build_lib) / path.relative_to(Path(self.build_lib).resolve())) for path in self.existing_outputs()]
+        return [str(Path(self.build_lib) / self.inside_package(path)) for path in self.existing_outputs()]
 
     def get_output_mapping(self) -> dict[str, str]:
         if not self.inplace:

@@ -1,7 +1,7 @@
-"""Which implementation of an op runs: the fastest that can, or the one that was asked for, or an error that says why not.
+"""Which implementation of an op runs: the fastest that can, or the one asked for, or an error that says why not.
 
-Every op owns an ordered table of checks, fastest backend first and the reference last. A check looks at the arguments of
-one call and returns ``None`` (can run) or the reason why it cannot.
+Every op owns an ordered table of checks, fastest backend first and the reference last. A check looks at the arguments
+of one call and returns ``None`` (can run) or the reason why it cannot.
 """
 
 from __future__ import annotations

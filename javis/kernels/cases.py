@@ -66,7 +66,8 @@ class AdaLayerNormCase(OpCase):
         return 3 * tokens + 2 * modulation if backward else 2 * tokens + modulation
 
     def flops(self, *, backward: bool = False) -> int:
-        # Per value, forward: mean 1, variance 3, normalise 2, modulate 3. Backward: xhat 2, g 2, two means 3, dx 4, sums 3.
+        # Per value, forward: mean 1, variance 3, normalise 2, modulate 3.
+        # Backward: xhat 2, g 2, the two means 3, dx 4, the sums over tokens 3.
         return (14 if backward else 9) * self.batch * self.frames * self.places * self.width
 
 

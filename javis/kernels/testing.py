@@ -14,7 +14,7 @@ MEASURES: dict[str, Callable[[Tensor], float]] = {
 
 
 def assert_within_budget(name: str, actual: Tensor, exact: Tensor, same_dtype: Tensor) -> None:
-    """Assert that a kernel is at most twice as wrong as plain PyTorch in the same dtype, in the worst and the RMS error.
+    """Assert that a kernel is at most twice as wrong as plain PyTorch in the same dtype, in maximum and RMS error.
 
     Args:
         name: of the tensor, for the message.

@@ -6,7 +6,8 @@
 With a frame mask, tokens of the frames that are given (not generated) take the modulation of timestep 0 instead.
 This is the adaLN of DiT (arXiv 2212.09748, section 3.2) with the per-frame choice of Open-Sora and JavisDiT.
 
-Read next: reference.py (the maths), contract.py (what torch.compile sees), csrc/cpu/ada_layer_norm_rows.cpp (the loops).
+Read next: reference.py (the maths), contract.py (what torch.compile sees), csrc/cpu/ada_layer_norm_rows.cpp (the
+loops).
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def ada_layer_norm(
         x: tokens in (time, space) order, [B, N, C] with N = T * S.
         shift, scale: modulation of timestep t, [B, C], any floating dtype.
         shift0, scale0: modulation of timestep 0, [B, C]; used only with ``frame_mask``.
-        frame_mask: bool [B, T]; True: the frame takes (shift, scale), False: (shift0, scale0). None: all take the former.
+        frame_mask: bool [B, T]; True: the frame takes (shift, scale), False: (shift0, scale0). None: all True.
         eps: added to the variance.
         backend: ``"auto"`` picks the fastest that can run; any other value runs or raises.
 
