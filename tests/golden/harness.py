@@ -115,7 +115,7 @@ class GoldenCase:
         return sorted(k for k in self.tensors if not prefix or k.startswith(prefix + "."))
 
     def children(self, prefix: str) -> list[str]:
-        """Next path components below ``prefix``: ``children("out")`` is ``[t17, t6]`` for ``out.t17.mean, out.t6.mean``."""
+        """Next path components below ``prefix``: ``children("out")`` of ``out.t17.x, out.t6.x`` is ``[t17, t6]``."""
         return sorted({k[len(prefix) + 1 :].split(".", 1)[0] for k in self.keys(prefix)})
 
     def group(self, prefix: str) -> dict[str, Tensor]:

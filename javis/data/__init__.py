@@ -1,0 +1,1 @@
+"""Sizes of clips and, in later versions, data sets."""
