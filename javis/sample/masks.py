@@ -75,14 +75,15 @@ def parse_mask_strategy(text: str, fields: int = 7) -> list[MaskGroup]:
             )
         values += DEFAULTS[len(values) :]
         try:
-            parsed = MaskGroup(*(int(v) for v in values[:5]), float(values[5]), *(int(v) for v in values[6:]))
+            loop, reference, reference_start, target_start, length = (int(v) for v in values[:5])
+            ratio, modality = float(values[5]), int(values[6]) if fields == 7 else BOTH
         except ValueError as error:
             raise UsageError(f"mask strategy {group!r}: {error}; all fields are whole numbers but the 6th") from error
-        if not 0 <= parsed.edit_ratio <= 1:
-            raise UsageError(f"mask strategy {group!r}: the edit ratio {parsed.edit_ratio} is not within 0..1")
-        if parsed.modality not in (BOTH, VIDEO, AUDIO, IMAGE_AND_SOUND):
-            raise UsageError(f"mask strategy {group!r}: modality {parsed.modality} is none of 0, 1, 2, 3")
-        groups.append(parsed)
+        if not 0 <= ratio <= 1:
+            raise UsageError(f"mask strategy {group!r}: the edit ratio {ratio} is not within 0..1")
+        if modality not in (BOTH, VIDEO, AUDIO, IMAGE_AND_SOUND):
+            raise UsageError(f"mask strategy {group!r}: modality {modality} is none of 0, 1, 2, 3")
+        groups.append(MaskGroup(loop, reference, reference_start, target_start, length, ratio, modality))
     return groups
 
 
