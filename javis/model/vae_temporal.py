@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -105,10 +106,10 @@ class ResBlock(nn.Module):
         return y + (x if self.conv3 is None else self.conv3(x))
 
 
-def res_blocks(channels_in: int, channels_out: int, config: TemporalVAEConfig) -> nn.ModuleList:
+def res_blocks(channels_in: int, channels_out: int, config: TemporalVAEConfig) -> nn.Sequential:
     """The residual blocks of one level; the first one changes the width."""
     widths = [channels_in] + [channels_out] * config.num_res_blocks
-    return nn.ModuleList([ResBlock(a, b, config.num_groups) for a, b in zip(widths, widths[1:], strict=False)])
+    return nn.Sequential(*(ResBlock(a, b, config.num_groups) for a, b in pairwise(widths)))
 
 
 class Encoder(nn.Module):
@@ -133,12 +134,10 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
         for level, blocks in enumerate(self.block_res_blocks):
-            for block in blocks:  # type: ignore[attr-defined]
-                x = block(x)
+            x = blocks(x)
             if level < len(self.conv_blocks):
                 x = self.conv_blocks[level](x)
-        for block in self.res_blocks:
-            x = block(x)
+        x = self.res_blocks(x)
         return self.conv2(F.silu(self.norm1(x)))
 
 
@@ -163,12 +162,9 @@ class Decoder(nn.Module):
         self.conv_out = CausalConv3d(widths[0], config.in_out_channels, 3)
 
     def forward(self, z: Tensor) -> Tensor:
-        x = self.conv1(z)
-        for block in self.res_blocks:
-            x = block(x)
+        x = self.res_blocks(self.conv1(z))
         for level in reversed(range(len(self.block_res_blocks))):
-            for block in self.block_res_blocks[level]:  # type: ignore[union-attr]
-                x = block(x)
+            x = self.block_res_blocks[level](x)
             if level > 0:
                 x = self.conv_blocks[level - 1](x)
                 if self.upsample[level - 1]:
