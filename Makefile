@@ -69,7 +69,7 @@ test: $(VENV)/.installed-dev
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
 
 bench: $(VENV)/.installed
-	$(BIN)/python -m benchmarks.bench_ops
+	$(BIN)/python -m javis.bench
 
 # --- brought by later issues -----------------------------------------------------------------------------------------
 

@@ -1,0 +1,217 @@
+"""``javis doctor``: what this machine has, and what javis would run on it.
+
+``collect`` gives plain JSON values, ``render`` prints them as tables. A missing optional package is a fact, not an
+error.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+import javis
+
+# distribution name -> module that shows that it is installed
+CORE = {
+    "numpy": "numpy",
+    "safetensors": "safetensors",
+    "einops": "einops",
+    "tyro": "tyro",
+    "rich": "rich",
+    "av": "av",
+    "soundfile": "soundfile",
+    "matplotlib": "matplotlib",
+    "huggingface-hub": "huggingface_hub",
+}
+OPTIONAL = {
+    "triton": ("triton", "GPU kernels"),
+    "diffusers": ("diffusers", "full-size codecs"),
+    "transformers": ("transformers", "full-size text encoders"),
+    "flash-attn": ("flash_attn", "attention backend on GPUs"),
+    "transformer-engine": ("transformer_engine", "FP8 linears on GPUs"),
+    "apex": ("apex.optimizers", "fused optimisers for training"),
+    "nvidia-dali": ("nvidia.dali", "decoding of training data"),
+}
+_MISSING_CORE = "missing: reinstall javis"
+
+
+def _find(module: str) -> bool:
+    """Whether ``module`` could be imported. Parents of a dotted name are imported, the module itself is not."""
+    parent = module.rpartition(".")[0]
+    if parent and not _find(parent):
+        return False
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):  # a parent that is no package, or breaks while it loads
+        return False
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _package(distribution: str, module: str) -> dict[str, Any]:
+    if _find(module):
+        return {"installed": True, "version": _version(distribution), "note": None}
+    if distribution == "apex" and _find("apex"):
+        return {
+            "installed": False,
+            "version": _version("apex"),
+            "note": "the installed apex is another project; NVIDIA's is built from its source",
+        }
+    return {"installed": False, "version": None, "note": None}
+
+
+def _devices() -> dict[str, Any]:
+    import torch
+
+    cpu: dict[str, Any] = {
+        "name": cpu_name(),
+        "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+    }
+    gpus = []
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            facts = torch.cuda.get_device_properties(index)
+            gpus.append(
+                {
+                    "name": facts.name,
+                    "compute_capability": f"{facts.major}.{facts.minor}",
+                    "memory_gib": round(facts.total_memory / 2**30, 1),
+                }
+            )
+    return {"cpu": cpu, "cuda": gpus, "cuda_build": torch.version.cuda}
+
+
+def cpu_name() -> str:
+    """Model name of the processor, as the system gives it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _native() -> dict[str, Any]:
+    from javis.kernels import native
+
+    return {
+        "loaded": native.WHY_NOT is None,
+        "why_not": native.WHY_NOT,
+        "instruction_set": native.cpu_isa(),
+        "build": native.build_info(),
+    }
+
+
+def _ops() -> list[dict[str, Any]]:
+    """One row per op, backend and device: would it run there, and if not, why."""
+    import torch
+
+    from javis.kernels.backend import why_not
+    from javis.kernels.registry import OPS
+
+    rows = []
+    for name, op in OPS.items():
+        case = op.cases()[0]
+        for device in ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]:
+            args, kwargs = case.inputs(device=device)
+            chosen = False
+            for backend in op.checks:
+                reason = why_not(op.checks, backend, *args, *kwargs.values())
+                auto = reason is None and not chosen
+                chosen = chosen or auto
+                rows.append(
+                    {
+                        "op": name,
+                        "device": device,
+                        "dtype": str(case.dtype).removeprefix("torch."),
+                        "backend": backend.value,
+                        "runs": reason is None,
+                        "auto": auto,
+                        "reason": reason,
+                    }
+                )
+    return rows
+
+
+def collect() -> dict[str, Any]:
+    """Everything ``javis doctor`` reports, as JSON values.
+
+    Keys: ``javis``, ``python``, ``platform`` and ``torch`` (strings), ``devices``, ``packages`` (core and optional:
+    installed, version, note), ``programs`` (path or None), ``environment`` (variables that change what javis does),
+    ``native`` (loaded, why_not, instruction_set, build), ``ops`` (op, device, dtype, backend, runs, auto, reason).
+    """
+    import torch
+
+    core = {name: _package(name, module) for name, module in CORE.items()}
+    for facts in core.values():
+        facts["note"] = None if facts["installed"] else _MISSING_CORE
+    optional = {name: _package(name, module) | {"for": use} for name, (module, use) in OPTIONAL.items()}
+    return {
+        "javis": javis.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "torch": torch.__version__,
+        "devices": _devices(),
+        "packages": {"core": core, "optional": optional},
+        "programs": {name: shutil.which(name) for name in ("c++", "nvcc")},
+        "environment": {name: os.environ[name] for name in ("JAVIS_BACKEND", "JAVIS_CPU_ISA") if name in os.environ},
+        "native": _native(),
+        "ops": _ops(),
+    }
+
+
+def render(facts: dict[str, Any], console: Console) -> None:
+    """Print what ``collect`` returned."""
+    cpu, gpus = facts["devices"]["cpu"], facts["devices"]["cuda"]
+    console.print(
+        f"[bold]javis {facts['javis']}[/]   python {facts['python']}   torch {facts['torch']}", highlight=False
+    )
+    console.print(f"CPU   {cpu['name']}, {cpu['cores']} cores, {cpu['capability']}", highlight=False)
+    for gpu in gpus:
+        text = f"GPU   {gpu['name']}, compute capability {gpu['compute_capability']}, {gpu['memory_gib']} GiB"
+        console.print(text, highlight=False)
+    if not gpus:
+        build = facts["devices"]["cuda_build"]
+        why = f"torch is built for CUDA {build}, but finds no device" if build else "torch is a CPU build"
+        console.print(f"GPU   none ({why})", highlight=False)
+    native = facts["native"]
+    if native["loaded"]:
+        console.print(f"native ops   loaded, {native['instruction_set']} kernels", highlight=False)
+    else:
+        console.print(f"native ops   missing: {native['why_not']}", highlight=False, markup=False)
+    for name, value in facts["environment"].items():
+        console.print(f"{name}={value} is set", highlight=False, markup=False)
+
+    packages = Table(title="packages", title_justify="left", box=None, pad_edge=False)
+    for column in ("package", "version", "for", "note"):
+        packages.add_column(column)
+    for name, entry in facts["packages"]["core"].items():
+        packages.add_row(name, entry["version"] or "-", "core", entry["note"] or "")
+    for name, entry in facts["packages"]["optional"].items():
+        version = (entry["version"] or "yes") if entry["installed"] else "-"
+        packages.add_row(name, version, entry["for"], entry["note"] or "")
+    console.print(packages)
+
+    ops = Table(title="ops", title_justify="left", box=None, pad_edge=False)
+    for column in ("op", "device", "backend", "would run", "why not"):
+        ops.add_column(column)
+    for row in facts["ops"]:
+        verdict = "yes, auto" if row["auto"] else "yes" if row["runs"] else "no"
+        ops.add_row(row["op"], row["device"], row["backend"], verdict, escape(row["reason"] or ""))
+    console.print(ops)
