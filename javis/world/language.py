@@ -1,8 +1,8 @@
 """The caption grammar: clauses to words and words to clauses.
 
-    clause  = article [size] [colour] [material] shape verb ["silently"] [place]
-            | "an unseen" [size] [material] "bell rings"
-    caption = clause ["and" clause]
+clause  = article [size] [colour] [material] shape verb ["silently"] [place]
+        | "an unseen" [size] [material] "bell rings"
+caption = clause ["and" clause]
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def parse_prompt(prompt: str) -> list[Clause]:
             attributes that contradict each other, or more than two clauses.
     """
     if len(prompt) > MAX_PROMPT_CHARACTERS:
-        raise UsageError(f"prompt of {len(prompt)} characters; the built-in world reads at most {MAX_PROMPT_CHARACTERS}")
+        raise UsageError(f"prompt of {len(prompt)} characters; expected at most {MAX_PROMPT_CHARACTERS}")
     spelled = re.findall(r"[^\W_]+(?:['-][^\W_]+)*", prompt.lower())
     if not spelled:
         raise UsageError('empty prompt; expected words such as "a red ball bounces on the left"')
@@ -114,7 +114,7 @@ def _parse_clause(words: list[str]) -> Clause:
     if bell:
         clause["shape"], clause["motion"] = clause["shape"] or v.BELL, clause["motion"] or v.RINGS
         if clause["shape"] != v.BELL or clause["motion"] != v.RINGS or silent:
-            raise UsageError(f'{said!r}: what is unseen is always a bell that rings, as in "an unseen metal bell rings"')
+            raise UsageError(f'{said!r}: only a bell is unseen, and it rings, as in "an unseen metal bell rings"')
         if clause["colour"] or clause["side"]:
             raise UsageError(f"{said!r}: an unseen bell has no colour and no place; leave them out")
     elif all(clause[name] is None for name in ("size", "colour", "material", "shape", "motion", "side")):

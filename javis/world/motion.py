@@ -1,19 +1,19 @@
 """Trajectories with exact contact times, as closed forms of time.
 
-Lengths are in frame sides (x to the right, y downwards, both 0..1), times in seconds, angles in radians. A contact is an
-instantaneous reversal of velocity, so the position is exact at any time and an event is a time, not a frame.
+Lengths are in frame sides (x to the right, y downwards, both 0..1), times in seconds, angles in radians. A contact is
+an instantaneous reversal of velocity, so the position is exact at any time and an event is a time, not a frame.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+Array: TypeAlias = NDArray[np.float64]
 
 FLOOR = 0.90  # y of the top of the floor
 SQUASH_SECONDS = 0.045  # half width of the squash pulse, centred on the contact so that arcs stay symmetric in time
@@ -101,7 +101,7 @@ class Bounce:
 
 @dataclass(frozen=True)
 class Swing:
-    """A pendulum that strikes a post where it hangs straight down, at its greatest speed: half sines between contacts."""
+    """A pendulum that strikes a post where it hangs straight down, at its greatest speed: half sines in between."""
 
     pivot: float
     length: float
@@ -144,7 +144,8 @@ class Knock:
         for time, thrust, back in zip(self.times, self.thrusts, self.returns, strict=True):
             rising = np.clip((t - time + thrust) / thrust, 0.0, 1.0)
             falling = np.clip((t - time) / back, 0.0, 1.0)
-            gap = np.minimum(gap, np.where(t < time, self.depth * (1 - rising**2), self.depth * falling * (2 - falling)))
+            share = np.where(t < time, 1 - rising**2, falling * (2 - falling))
+            gap = np.minimum(gap, self.depth * share)
         squash = _pulse(t, self.times, tuple(SQUASH * s for s in self.strengths))
         zero = np.zeros_like(t)
         return Pose(zero + self.x, self.contact + gap - squash * self.top, zero, 1 + squash, 1 - squash, zero)

@@ -1,11 +1,12 @@
 """Random motions: draws event times and physical constants for one source.
 
-Each ``plan_*`` returns None when the draw breaks an event rule; the caller draws again. The rules: no event closer to the
-ends than ``EventRules.margin``, events of one source at least ``MIN_GAP`` apart, as many events as the rules allow.
+Each ``plan_*`` returns None when the draw breaks an event rule; the caller draws again. The rules: no event closer to
+the ends than ``EventRules.margin``, events of one source at least ``MIN_GAP`` apart, as many events as the rules allow.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -14,7 +15,8 @@ import numpy as np
 from javis.world import motion as m
 
 SIDE_CENTRES = {"left": 0.19, "middle": 0.5, "right": 0.81}
-SWING_CENTRES = {"left": 0.235, "middle": 0.5, "right": 0.765}  # a swing needs more width; its centre keeps to its third
+# A swing needs more width than a third; the centre of the object keeps to its third.
+SWING_CENTRES = {"left": 0.235, "middle": 0.5, "right": 0.765}
 SWING_HALF_WIDTH = 0.215
 POST_WIDTH = 0.035
 MIN_GAP = 0.25
@@ -46,7 +48,7 @@ class EventRules:
             return False
         if times[0] < self.margin or times[-1] > self.seconds - self.margin:
             return False
-        return all(b - a >= MIN_GAP for a, b in zip(times, times[1:], strict=False))
+        return all(b - a >= MIN_GAP for a, b in itertools.pairwise(times))
 
 
 def strength(kind: str, speed: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,12 +26,12 @@ FLOOR_LIGHTER = 20
 DIM = 0.45  # brightness of what flashes, between its flashes
 BLOOM = 0.3  # how far a flash goes to white
 
-F32 = NDArray[np.float32]
-U8 = NDArray[np.uint8]
+F32: TypeAlias = NDArray[np.float32]
+U8: TypeAlias = NDArray[np.uint8]
 
 
 def signed_distance(shape: str, u: F32, v: F32, radius: float) -> F32:
-    """Signed distance (negative inside) from points ``u`` right and ``v`` down of the centre, in the unit of ``radius``."""
+    """Signed distance (negative inside) at points ``u`` right and ``v`` down of the centre, in units of ``radius``."""
     if shape == "ball":
         return np.sqrt(u * u + v * v) - np.float32(radius)
     if shape == "box":
@@ -63,7 +64,8 @@ def object_alpha(source: Source, pose: Pose, size: int) -> tuple[F32, NDArray[np
 
     Returns:
         alpha: float32 [T, K, K] in 0..1.
-        rows, columns: int [T, K], pixel indices of each window; pixel (i, j) has its centre at ((j + 0.5), (i + 0.5)) / size.
+        rows, columns: int [T, K], pixels of each window; pixel (i, j) has its centre at x = (j + 0.5) / size, y = (i +
+            0.5) / size.
     """
     window = min(size, math.ceil(2 * 1.3 * source.radius * size) + 3)
     x, y = pose.x * size, pose.y * size
@@ -85,7 +87,7 @@ def object_alpha(source: Source, pose: Pose, size: int) -> tuple[F32, NDArray[np
 
 
 def _blend(frames: U8, alpha: F32, rows: NDArray[np.intp], columns: NDArray[np.intp], colour: F32) -> None:
-    """Draw ``colour`` [3] or [T, 3] with coverage ``alpha`` [T, R, C] into windows of ``frames`` [T, H, W, 3], in place."""
+    """Draw ``colour`` [3] or [T, 3] with coverage ``alpha`` [T, R, C] into windows of ``frames`` [T, H, W, 3]."""
     index = (np.arange(len(frames))[:, None, None], rows[:, :, None], columns[:, None, :])
     under = frames[index].astype(np.float32)
     ink = colour.reshape(-1, 1, 1, 3)
@@ -108,7 +110,7 @@ def _rectangle(image: F32, left: float, top: float, right: float, bottom: float,
 def _still(scene: Scene) -> U8:
     """What does not move: ground, floor, posts, blocks, stands. uint8 [H, W, 3]."""
     size = scene.config.size
-    image = np.empty((size, size, 3), dtype=np.float32)
+    image: F32 = np.empty((size, size, 3), dtype=np.float32)
     image[:] = scene.background
     floor = tuple(c + FLOOR_LIGHTER for c in scene.background)
     _rectangle(image, 0, FLOOR, 1, 1, (floor[0], floor[1], floor[2]))
@@ -139,7 +141,7 @@ def _draw_string(frames: U8, path: Swing, pose: Pose) -> None:
     across *= np.cos(pose.angle).astype(np.float32)[:, None, None]
     ends = (down < pose.y[:, None]).astype(np.float32)
     alpha = np.clip(0.5 + 0.008 * size - across, 0, min(1.0, 0.016 * size)).astype(np.float32) * ends[:, :, None]
-    every = np.zeros((len(frames), 1), dtype=np.intp)
+    every: NDArray[np.intp] = np.zeros((len(frames), 1), dtype=np.intp)
     _blend(frames, alpha, rows + every, columns + every, np.asarray(STRING_COLOUR, dtype=np.float32))
 
 
@@ -149,7 +151,7 @@ def _draw_rod(frames: U8, path: Knock, pose: Pose) -> None:
     columns = np.flatnonzero(across)
     down = _span(pose.y, np.full_like(pose.y, FLOOR), size)
     alpha = down[:, :, None] * across[columns]
-    every = np.zeros((len(frames), 1), dtype=np.intp)
+    every: NDArray[np.intp] = np.zeros((len(frames), 1), dtype=np.intp)
     _blend(frames, alpha, np.arange(size) + every, columns + every, np.asarray(PROP_COLOUR, dtype=np.float32))
 
 

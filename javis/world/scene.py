@@ -39,10 +39,10 @@ class WorldConfig:
         limits = {"size": (16, 1024), "fps": (4, 120), "seconds": (0.5, 60), "sample_rate": (8000, 96000)}
         for name, (low, high) in limits.items():
             value = getattr(self, name)
-            if not (isinstance(value, (int, float)) and math.isfinite(value) and low <= value <= high):
-                raise UsageError(f"world {name} {value!r}: expected a number from {low} to {high}")
-        if int(self.size) != self.size or int(self.sample_rate) != self.sample_rate:
-            raise UsageError("world size and sample_rate: expected whole numbers")
+            whole = name in ("size", "sample_rate")
+            right = isinstance(value, int) if whole else isinstance(value, (int, float))
+            if isinstance(value, bool) or not right or not low <= value <= high:
+                raise UsageError(f"world {name} {value!r}: expected a {'whole ' * whole}number from {low} to {high}")
 
     @property
     def frames(self) -> int:
@@ -159,8 +159,8 @@ def caption(scene: Scene, *, drop: float = 0.0, rng: np.random.Generator | None 
 
     Args:
         scene: the scene.
-        drop: probability of leaving out each of size, material and place (half of it for the colour), so that a model also
-            learns short prompts.
+        drop: probability of leaving out each of size, material and place (half of it for the colour), so that a model
+            also learns short prompts.
         rng: needed if ``drop`` > 0.
     """
     clauses = [source.clause for source in scene.sources]
@@ -214,8 +214,8 @@ def scene_from_prompt(prompt: str | Sequence[Mapping[str, Any]], seed: int, conf
         if completed is not None:
             return _place(completed, seed, config or WorldConfig(), rng)
     raise UsageError(
-        f"no scene fits {' and '.join(map(language.clause_text, clauses))!r}; two objects need different sides (left and "
-        "right if one swings), different colours, and sounds that can be told apart"
+        f"no scene fits {' and '.join(map(language.clause_text, clauses))!r}; two objects need different sides (left "
+        "and right if one swings), different colours, and sounds that can be told apart"
     )
 
 

@@ -1,7 +1,8 @@
 """Sounds: modal synthesis of struck things (decaying sinusoids and a noise burst) and gated electronic beeps.
 
 Struck-object modes after the usual modal model (van den Doel and Pai, "The Sounds of Physical Shapes", 1998):
-x(t) = sum_k a_k exp(-t / tau_k) sin(2 pi f_k t), loudness from the speed of the impact. Sounds end within ``SOUND_SECONDS``.
+x(t) = sum_k a_k exp(-t / tau_k) sin(2 pi f_k t), loudness from the speed of the impact. Sounds end within
+``SOUND_SECONDS``.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ class Partial(NamedTuple):
     tau: float
 
 
-# Inharmonic ratios for what is struck, harmonics for the beep (its decay is that of the gate). They keep the strong partials of
-# each class away from the fundamentals of most others, so that two sources can be told apart by frequency.
+# Inharmonic ratios for what is struck, harmonics for the beep (its decay is that of the gate). They keep the strong
+# partials of each class away from the fundamentals of most others, so that two sources can be told apart.
 TIMBRE_PARTIALS: dict[str, tuple[Partial, ...]] = {
     "wooden": (Partial(1.0, 1.0, 0.045), Partial(2.10, 0.30, 0.022)),
     "metal": (Partial(1.0, 1.0, 0.095), Partial(2.76, 0.65, 0.075), Partial(4.50, 0.35, 0.050)),
@@ -68,7 +69,7 @@ def modal_tone(timbre: str, f0: float, sample_rate: int) -> NDArray[np.float32]:
     """The tone of one event at peak 1, without noise burst; float32 [round(SOUND_SECONDS * sample_rate)]."""
     n = round(SOUND_SECONDS * sample_rate)
     t = np.arange(n, dtype=np.float32) / np.float32(sample_rate)
-    tone = np.zeros(n, dtype=np.float32)
+    tone: NDArray[np.float32] = np.zeros(n, dtype=np.float32)
     for ratio, amplitude, tau in TIMBRE_PARTIALS[timbre]:
         frequency = ratio * f0
         if frequency > 0.47 * sample_rate:
@@ -100,7 +101,7 @@ def render_audio(scene: Scene) -> NDArray[np.float32]:
     A sound starts on the sample nearest to its event time.
     """
     rate, total = scene.config.sample_rate, scene.config.samples
-    out = np.zeros(total, dtype=np.float32)
+    out: NDArray[np.float32] = np.zeros(total, dtype=np.float32)
     for index, source in enumerate(scene.sources):
         if not source.events or source.timbre is None or source.f0 is None:
             continue
