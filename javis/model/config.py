@@ -50,6 +50,7 @@ class JavisDiTConfig:
     qk_norm: bool = True  # per-head RMS norm of queries and keys in self-attention
     pred_sigma: bool = True  # twice the output channels; the first half is the velocity
     input_sq_size: int = 512  # side in pixels for which the position grid has unit step
+    clock: bool = False  # add an embedding of time shared by both streams (not in the official model)
     condition_dropout: float = 0.1  # share of training samples whose caption and priors are dropped
 
     def __post_init__(self) -> None:

@@ -7,7 +7,7 @@ Read this file first, then blocks.py (what a layer does) and ops.py (the operati
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from javis.model.blocks import FinalLayer, JavisLayer, KeyValue, PriorBlock, StepState
 from javis.model.config import JavisDiTConfig, PriorScope
-from javis.model.embed import make_embedders, rope_table, sinusoid, unpatchify, video_positions
+from javis.model.embed import clock_positions, make_embedders, rope_table, sinusoid, unpatchify, video_positions
 from javis.model.ops import ModelOps, Rope
 
 
@@ -45,13 +45,13 @@ class Conditioning:
     layers: list[LayerCondition]
     text_mask: Tensor | None
     fps: Tensor  # embedded, [B, C]
-    video_positions: Tensor
-    audio_positions: Tensor
+    video_positions: Tensor  # [B, 1 or T, S, C]
+    audio_positions: Tensor  # [1, 1 or T, S, C]
     video_sizes: tuple[int, int, int]
     audio_sizes: tuple[int, int]
     video_rope: Rope
     audio_rope: Rope
-    use_bidirectional: bool = field(default=True)
+    with_bidirectional: bool = True
 
 
 class JavisDiT(nn.Module):
@@ -117,6 +117,8 @@ class JavisDiT(nn.Module):
         spatial_prior: Tensor | None = None,
         temporal_prior: Tensor | None = None,
         prior_scope: PriorScope = "sample",
+        with_prior: bool = True,
+        with_bidirectional: bool = True,
     ) -> Conditioning:
         """Compute what does not depend on the timestep.
 
@@ -128,6 +130,7 @@ class JavisDiT(nn.Module):
             spatial_prior: [B, Ns, prior_channels]; temporal_prior: [B, Nt, prior_channels].
             prior_scope: "sample" (each sample sees its own priors) or "batch" (the union over the batch, as the
                 official code does by accident).
+            with_prior, with_bidirectional: False leaves out those blocks (the first training stage, ablations).
 
         Raises:
             ValueError: shapes that do not fit the configuration, missing priors, a caption without a valid token.
@@ -149,7 +152,7 @@ class JavisDiT(nn.Module):
         audio_grid = self.embed["audio"].grid(audio_sizes)  # type: ignore[operator]
         text = text.to(dtype)
         captions = (self.embed["video_text"](text), self.embed["audio_text"](text))
-        priors = self._prior_tokens(spatial_prior, temporal_prior, batch) if c.use_prior else None
+        priors = self._prior_tokens(spatial_prior, temporal_prior, batch) if c.use_prior and with_prior else None
 
         layers = []
         for layer in self.layers:
@@ -163,17 +166,22 @@ class JavisDiT(nn.Module):
 
         scale = (height.float() * width.float()).sqrt() / c.input_sq_size
         mel = torch.arange(audio_grid[1], device=text.device)
-        from_sizes = video_positions(video_grid[1:], scale, c.hidden_size).to(dtype)
+        video_pos = video_positions(video_grid[1:], scale, c.hidden_size)[:, None]
+        audio_pos = sinusoid(mel, c.hidden_size)[None, None]
+        if c.clock:
+            video_pos = video_pos + clock_positions(video_grid[0], video_grid[0], c.hidden_size, text.device)
+            audio_pos = audio_pos + clock_positions(audio_grid[0], video_grid[0], c.hidden_size, text.device)
         return Conditioning(
             layers=layers,
             text_mask=mask,
             fps=self.embed["fps"](fps),
-            video_positions=from_sizes,
-            audio_positions=sinusoid(mel, c.hidden_size)[None].to(dtype),
+            video_positions=video_pos.to(dtype),
+            audio_positions=audio_pos.to(dtype),
             video_sizes=video_sizes,
             audio_sizes=audio_sizes,
             video_rope=rope_table(video_grid[0], c.head_size, text.device),
             audio_rope=rope_table(audio_grid[0], c.head_size, text.device),
+            with_bidirectional=with_bidirectional,
         )
 
     def _prior_tokens(self, spatial: Tensor | None, temporal: Tensor | None, batch: int) -> tuple[Tensor, Tensor]:
@@ -237,9 +245,9 @@ class JavisDiT(nn.Module):
         a_step = self._step_state(time, time0, audio_mask, c.audio_patch[0], audio.shape[2], condition.audio_rope)
 
         v = self.embed["video"](video.to(dtype))
-        v = (v.unflatten(1, (v_step.frames, -1)) + condition.video_positions[:, None]).flatten(1, 2)
+        v = (v.unflatten(1, (v_step.frames, -1)) + condition.video_positions).flatten(1, 2)
         a = self.embed["audio"](audio.to(dtype))
-        a = (a.unflatten(1, (a_step.frames, -1)) + condition.audio_positions[:, None]).flatten(1, 2)
+        a = (a.unflatten(1, (a_step.frames, -1)) + condition.audio_positions).flatten(1, 2)
         for layer, told in zip(self.layers, condition.layers, strict=True):
             v = layer.video_spatial(v, v_step, told.text[0], condition.text_mask)
             v = layer.video_temporal(v, v_step, told.text[1], condition.text_mask)
@@ -248,7 +256,7 @@ class JavisDiT(nn.Module):
             if told.video_prior is not None and told.audio_prior is not None:
                 v = layer.video_prior(v, v_step, *told.video_prior)
                 a = layer.audio_prior(a, a_step, *told.audio_prior)
-            if layer.bidirectional is not None and condition.use_bidirectional:
+            if layer.bidirectional is not None and condition.with_bidirectional:
                 v, a = layer.bidirectional(v, a)
         v_out = self.video_final(v, time, time0, v_step.frame_mask)
         a_out = self.audio_final(a, time, time0, a_step.frame_mask)

@@ -43,6 +43,20 @@ def video_positions(grid: tuple[int, int], scale: Tensor, size: int) -> Tensor:
     return torch.cat((x_emb, y_emb), dim=-1).flatten(1, 2)
 
 
+def clock_positions(frames: int, span: int, size: int, device: torch.device | None = None) -> Tensor:
+    """Embedding of time on a clock shared by both modalities -> [frames, 1, size].
+
+    The official model has no absolute time: RoPE is relative and acts within one stream, so bidirectional attention can
+    match moments of picture and sound by content only. Here token i of ``frames`` gets the sinusoid of
+    ``4 * (i + 0.5) * span / frames``: the same moment has the same embedding in both streams.
+
+    Args:
+        span: length of the clip in video tokens (of time), for both modalities.
+    """
+    moments = (torch.arange(frames, device=device).float() + 0.5) * (4.0 * span / frames)
+    return sinusoid(moments, size)[:, None]
+
+
 def rope_table(length: int, head_size: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
     """(cos, sin) of rotary embedding, each [length, head_size / 2], angle ``p / 10000 ** (2i / head_size)``."""
     exponent = torch.arange(0, head_size, 2, device=device).float() / head_size

@@ -1,0 +1,1 @@
+"""The JavisDiT model and its parts; plain PyTorch, imports no kernel."""

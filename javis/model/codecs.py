@@ -1,0 +1,199 @@
+"""Codecs between clips and latents, and the small linear ones of the built-in model.
+
+``VideoCodec`` and ``AudioCodec`` are the protocols the pipeline works with. The built-in codecs are fixed linear patch
+transforms (principal components of world clips): exact to invert in time, so they keep every event, cheap, and small.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from javis.model.vocoder import LogMel, LogMelConfig
+
+
+class VideoCodec(Protocol):
+    """Frames <-> video latents."""
+
+    def latent_sizes(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
+        """(T, H, W) of the latents of a clip."""
+        ...
+
+    def encode(self, video: Tensor) -> Tensor:
+        """[B, 3, frames, height, width] in -1..1 -> [B, C, T, H, W]."""
+        ...
+
+    def decode(self, latents: Tensor, frames: int) -> Tensor:
+        """[B, C, T, H, W] -> [B, 3, frames, height, width] in -1..1."""
+        ...
+
+
+class AudioCodec(Protocol):
+    """Waveform <-> audio latents."""
+
+    def latent_sizes(self, samples: int) -> tuple[int, int]:
+        """(T, M) of the latents of a waveform."""
+        ...
+
+    def encode(self, audio: Tensor) -> Tensor:
+        """[B, samples] -> [B, C, T, M]."""
+        ...
+
+    def decode(self, latents: Tensor, samples: int, *, seeds: list[int] | None = None) -> Tensor:
+        """[B, C, T, M] -> [B, samples]; ``seeds`` fixes a random start (phases) per sample."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchTransformConfig:
+    """A linear transform of patches."""
+
+    channels: int  # channels of the input
+    patch: tuple[int, ...]  # patch size along each axis
+    coefficients: int  # latent channels kept of channels * prod(patch)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "patch", tuple(self.patch))
+        if not 0 < self.coefficients <= self.values:
+            raise ValueError(f"coefficients {self.coefficients} must be in 1..{self.values} (values of a patch)")
+
+    @property
+    def values(self) -> int:
+        return self.channels * math.prod(self.patch)
+
+
+class PatchTransform(nn.Module):
+    """``z = gain * (basis @ (patch - mean))`` and back. The basis has orthonormal rows.
+
+    ``gain`` is 1/sqrt(standard deviation) per coefficient up to one factor (half whitening): between equal weight for
+    every coefficient, which is mostly noise, and pixel weight, where the flow decides details only in its last steps.
+    """
+
+    mean: Tensor
+    basis: Tensor
+    gain: Tensor
+
+    def __init__(self, config: PatchTransformConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("mean", torch.zeros(config.values))
+        self.register_buffer("basis", torch.eye(config.coefficients, config.values))
+        self.register_buffer("gain", torch.ones(config.coefficients))
+
+    def split(self, x: Tensor) -> Tensor:
+        """[B, C, *sizes] with sizes multiples of the patch -> patches [B, *grid, C * prod(patch)]."""
+        patch, axes = self.config.patch, len(self.config.patch)
+        for size, p in zip(x.shape[2:], patch, strict=True):
+            if size % p:
+                raise ValueError(f"input sizes {list(x.shape[2:])} must be multiples of the patch {patch}")
+        grid = [n // p for n, p in zip(x.shape[2:], patch, strict=True)]
+        x = x.reshape(*x.shape[:2], *(n for pair in zip(grid, patch, strict=True) for n in pair))
+        order = [0, *range(2, 2 + 2 * axes, 2), 1, *range(3, 3 + 2 * axes, 2)]
+        return x.permute(order).flatten(1 + axes)
+
+    def join(self, patches: Tensor) -> Tensor:
+        """Inverse of :meth:`split`."""
+        patch, axes = self.config.patch, len(self.config.patch)
+        grid = patches.shape[1:-1]
+        x = patches.unflatten(-1, (self.config.channels, *patch))
+        order = [0, 1 + axes] + [n for a in range(axes) for n in (1 + a, 2 + axes + a)]
+        return x.permute(order).reshape(
+            x.shape[0], self.config.channels, *(g * p for g, p in zip(grid, patch, strict=True))
+        )
+
+    def encode(self, x: Tensor) -> Tensor:
+        """[B, C, *sizes] -> [B, coefficients, *grid]."""
+        z = (self.split(x) - self.mean) @ (self.basis * self.gain[:, None]).T
+        return z.movedim(-1, 1)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """[B, coefficients, *grid] -> [B, C, *sizes]."""
+        return self.join(z.movedim(1, -1) @ (self.basis / self.gain[:, None]) + self.mean)
+
+    @torch.no_grad()
+    def fit(self, x: Tensor) -> Tensor:
+        """Principal components of the patches of ``x`` [B, C, *sizes]; returns the share of variance per coefficient."""
+        patches = self.split(x).flatten(0, -2).double()
+        self.mean.copy_(patches.mean(0))
+        centred = patches - self.mean.double()
+        values, vectors = torch.linalg.eigh(centred.T @ centred / len(centred))
+        order = values.argsort(descending=True)[: self.config.coefficients]
+        std = values[order].clamp(min=1e-8).sqrt()
+        self.basis.copy_(vectors[:, order].T)
+        gain = std.rsqrt()
+        gain = gain / (gain * std).square().mean().sqrt()  # latents have unit variance on average
+        self.gain.copy_(gain)
+        return values[order] / values.sum()
+
+
+class PatchVideoCodec(nn.Module):
+    """Linear video codec. Frames are padded to whole patches by repeating the last one and cropped again."""
+
+    def __init__(self, config: PatchTransformConfig) -> None:
+        super().__init__()
+        self.transform = PatchTransform(config)
+
+    @property
+    def config(self) -> PatchTransformConfig:
+        return self.transform.config
+
+    def latent_sizes(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
+        t, h, w = (-(-n // p) for n, p in zip((frames, height, width), self.config.patch, strict=True))
+        return t, h, w
+
+    def encode(self, video: Tensor) -> Tensor:
+        missing = -video.shape[2] % self.config.patch[0]
+        if missing:
+            video = torch.cat((video, video[:, :, -1:].expand(-1, -1, missing, -1, -1)), dim=2)
+        return self.transform.encode(video)
+
+    def decode(self, latents: Tensor, frames: int) -> Tensor:
+        return self.transform.decode(latents)[:, :, :frames].clamp(-1, 1)
+
+
+class PatchAudioCodec(nn.Module):
+    """Log-mel, then a linear patch transform; back by the transposed transform and Griffin-Lim."""
+
+    def __init__(self, config: PatchTransformConfig, mel: LogMelConfig) -> None:
+        super().__init__()
+        self.transform = PatchTransform(config)
+        self.mel = LogMel(mel)
+
+    @property
+    def config(self) -> PatchTransformConfig:
+        return self.transform.config
+
+    def latent_sizes(self, samples: int) -> tuple[int, int]:
+        frames = -(-samples // self.mel.config.hop)
+        return -(-frames // self.config.patch[0]), self.mel.config.bins // self.config.patch[1]
+
+    def log_mel(self, audio: Tensor) -> Tensor:
+        """[B, samples] -> normalised log-mel padded to whole patches, [B, 1, frames, bins]."""
+        mel = self.mel.encode(audio)
+        missing = -mel.shape[1] % self.config.patch[0]
+        if missing:
+            mel = torch.cat((mel, mel.new_full((mel.shape[0], missing, mel.shape[2]), self.mel.silence)), dim=1)
+        return mel[:, None]
+
+    def encode(self, audio: Tensor) -> Tensor:
+        return self.transform.encode(self.log_mel(audio))
+
+    def decode(self, latents: Tensor, samples: int, *, seeds: list[int] | None = None) -> Tensor:
+        mel = self.transform.decode(latents)[:, 0]
+        return self.mel.decode(mel, samples, seeds=seeds)
+
+
+def codec_config(video: PatchVideoCodec, audio: PatchAudioCodec) -> dict[str, Any]:
+    """Configuration of both codecs as written to ``config.json``."""
+    return {"video": asdict(video.config), "audio": asdict(audio.config), "mel": asdict(audio.mel.config)}
+
+
+def build_codecs(config: dict[str, Any]) -> tuple[PatchVideoCodec, PatchAudioCodec]:
+    """Inverse of :func:`codec_config`; weights are loaded by the caller."""
+    video = PatchVideoCodec(PatchTransformConfig(**config["video"]))
+    audio = PatchAudioCodec(PatchTransformConfig(**config["audio"]), LogMelConfig(**config["mel"]))
+    return video, audio
