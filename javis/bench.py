@@ -3,7 +3,8 @@
 For each case: first the correctness gate (every backend against float64, forward and gradients), then warm-up, then
 timing with the variants interleaved launch by launch, so that a machine that slows down slows all of them down. Input
 buffers are rotated, so that a call does not find its input in the cache from the call before. A red gate prints no
-time. The optional torch.compile baseline is timed without a gate: its float32 sums over tokens leave the budget.
+time. Baselines carry no gate: ``eager`` is the model's own default op (the best path of plain PyTorch), and ``compiled
+eager`` is that under torch.compile, whose float32 sums over tokens would leave the budget.
 
 The copy of ``x`` is timed among the variants: it moves the bytes that the forward pass must move, and its speed is the
 peak that shares are stated of. Rows are appended to ``benchmarks/results/<device>.jsonl``; a figure without its row
@@ -38,11 +39,12 @@ from javis.kernels.backend import Backend, why_not
 from javis.kernels.cases import OpCase
 from javis.kernels.registry import OPS, Op
 from javis.kernels.testing import assert_within_budget
+from javis.model.ops import ModelOps
 
 RESULTS = Path("benchmarks/results")
 _ROTATED_BYTES = 64 << 20  # more than the last-level cache share of a core
 _COPY = "copy"
-_COMPILED = "compiled reference"
+_EAGER, _COMPILED = "eager", "compiled eager"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +56,7 @@ class BenchConfig:
     backend: str | None = None  # one backend beside eager and copy; None: all that run here
     seconds: float = 1.0  # time spent on each case and mode
     threads: int | None = None  # CPU threads; None: as torch is set up
-    compiled: bool = False  # also time torch.compile of the reference
+    compiled: bool = False  # also time the eager baseline under torch.compile
     json: Path | None = None  # write the rows of this run here as one JSON list
     append: bool = True  # append the rows to benchmarks/results/<device>.jsonl when that folder exists
 
@@ -118,22 +120,22 @@ def _run(config: BenchConfig, report: Callable[[Row], None]) -> list[Row]:
 
 
 def _variants(name: str, op: Op, case: OpCase, config: BenchConfig) -> dict[str, Call]:
-    """Callables under the names their rows carry. ``reference`` is the eager baseline."""
+    """Callables under the names their rows carry: backends first, then baselines."""
     args, kwargs = case.inputs()
     backends = {backend: why_not(op.checks, backend, *args, *kwargs.values()) for backend in op.checks}
     if config.backend is not None:
         reason = why_not(op.checks, Backend.parse(config.backend), *args, *kwargs.values())
         if reason is not None:
             raise UsageError(f"{name}: backend {config.backend!r} cannot run {case.name}: {reason}")
-        backends = {Backend.parse(config.backend): None, Backend.REFERENCE: None}
+        backends = {Backend.parse(config.backend): None}
 
-    def bound(backend: Backend) -> Call:
-        return lambda *a, **k: op.function(*a, **k, backend=backend)
-
-    variants = {backend.value: bound(backend) for backend, reason in backends.items() if reason is None}
+    variants: dict[str, Call] = {
+        backend.value: partial(op.function, backend=backend) for backend, reason in backends.items() if reason is None
+    }
+    variants[_EAGER] = getattr(ModelOps(), name)
     if config.compiled:
         torch.compiler.reset()  # each case compiles afresh, for its own shape
-        variants[_COMPILED] = torch.compile(bound(Backend.REFERENCE), fullgraph=True)
+        variants[_COMPILED] = torch.compile(variants[_EAGER], fullgraph=True)
     return variants
 
 
@@ -162,9 +164,10 @@ def check(name: str, case: OpCase, variants: dict[str, Call]) -> None:
         dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(case.dtype).to(y.dtype)
         return [y.detach(), *torch.autograd.grad(y, leaves, dy)]
 
-    exact, same = outputs(variants["reference"], torch.float64), outputs(variants["reference"])
+    reference = partial(OPS[name].function, backend=Backend.REFERENCE)
+    exact, same = outputs(reference, torch.float64), outputs(reference)
     for variant, function in variants.items():
-        if variant == _COMPILED:
+        if variant in (_EAGER, _COMPILED):
             continue
         for index, (actual, e, s) in enumerate(zip(outputs(function), exact, same, strict=True)):
             what = "output" if index == 0 else f"gradient {index}"
@@ -268,24 +271,24 @@ def _slug(name: str) -> str:
 
 
 def render(rows: Sequence[Row], console: Console) -> None:
-    """Print the rows of ``run`` as one table; medians in milliseconds, speed-up against the eager reference."""
-    if rows:
-        where = f"{rows[0]['device']}, {rows[0]['threads']} threads, {rows[0]['isa']}, torch {rows[0]['torch']}"
-        console.print(where, highlight=False, markup=False)
-    table = Table(box=None, pad_edge=False)
-    for column in ("op", "case", "mode", "backend"):
-        table.add_column(column, no_wrap=True)
-    for column in ("p20 ms", "p50 ms", "p80 ms", "GB/s", "of copy", "x eager"):
-        table.add_column(column, justify="right", no_wrap=True)
-    eager = {(r["op"], r["case"], r["mode"]): r["p50_ms"] for r in rows if r["backend"] == Backend.REFERENCE.value}
-    for row in rows:
-        base = eager.get((row["op"], row["case"], row["mode"]))
-        gain = f"{base / row['p50_ms']:.2f}" if base and row["backend"] != _COPY else ""
-        numbers = [f"{row[key]:.3f}" for key in ("p20_ms", "p50_ms", "p80_ms")]
-        share = f"{row['share_of_copy']:.0%}"
-        cells = [row["op"], row["case"], row["mode"], row["backend"], *numbers, f"{row['gb_per_s']:.1f}", share, gain]
-        table.add_row(*cells)
-    console.print(table)
+    """Print the rows of ``run``, one table per op: milliseconds, and speed-up of the medians against eager."""
+    where = f"{rows[0]['device']}, {rows[0]['threads']} threads, {rows[0]['isa']}, torch {rows[0]['torch']}"
+    console.print(where, highlight=False, markup=False)
+    eager = {(r["op"], r["case"], r["mode"]): r["p50_ms"] for r in rows if r["backend"] == _EAGER}
+    for op in dict.fromkeys(row["op"] for row in rows):
+        table = Table(title=op, title_justify="left", box=None, pad_edge=False)
+        for column in ("case", "mode", "backend"):
+            table.add_column(column, overflow="fold")
+        for column in ("p20", "p50", "p80 ms", "GB/s", "of copy", "x eager"):
+            table.add_column(column, justify="right", no_wrap=True)
+        for row in rows:
+            if row["op"] == op:
+                base = eager[row["op"], row["case"], row["mode"]]
+                numbers = [f"{row[key]:.3f}" for key in ("p20_ms", "p50_ms", "p80_ms")]
+                share, gain = f"{row['share_of_copy']:.0%}", f"{base / row['p50_ms']:.2f}"
+                cells = [row["case"], row["mode"], row["backend"], *numbers, f"{row['gb_per_s']:.1f}", share]
+                table.add_row(*cells, "" if row["backend"] == _COPY else gain)
+        console.print(table)
 
 
 if __name__ == "__main__":
