@@ -79,7 +79,7 @@ def check_loss(case: GoldenCase, estimator: PriorEstimator, given: dict[str, Ten
         given["audio"],
         frame_height=given["frame_height"],
         frame_width=given["frame_width"],
-        onset=given.get(f"onset.{sub}"),
+        onset=given.get(f"onset.{sub}", given.get("onset")) if "onset_loss" in recorded else None,
         **negatives,
     )
     parts = {"total": loss.total} | loss.parts()

@@ -99,12 +99,13 @@ def replay_strategies(case: GoldenCase) -> None:
         for align in case.children(f"out.mask.{sub}"):
             prefix = f"out.mask.{sub}.{align}"
             sizes = tables["mask_strategy_sizes"]
+            assert audio_frames_per_video_frame(sizes["fps"]) == sizes["v2a_t_scale"]
             result = apply_mask_strategies(
                 torch.zeros_like(case[f"{prefix}.vz"]),
                 torch.zeros_like(case[f"{prefix}.az"]),
                 [references],
                 [tables["mask_strategies"][sub]],
-                audio_per_video=audio_frames_per_video_frame(sizes["fps"]),
+                audio_per_video=sizes["v2a_t_scale"],
                 loop=sizes["loop_i"],
                 align=int(align.removeprefix("align")) or None,
             )

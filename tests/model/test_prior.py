@@ -83,6 +83,7 @@ def torch_transformer(heads: int) -> tuple[nn.Transformer, PriorTransformer]:
     return theirs, ours
 
 
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")
 @pytest.mark.parametrize("heads", [1, 2, 3, 4])
 def test_transformer_is_torchs_in_training(heads: int) -> None:
     theirs, ours = torch_transformer(heads)
@@ -90,6 +91,7 @@ def test_transformer_is_torchs_in_training(heads: int) -> None:
     torch.testing.assert_close(ours(text, queries, "tanh"), theirs(text, queries), atol=1e-12, rtol=0)
 
 
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")
 def test_transformer_is_torchs_at_inference() -> None:
     theirs, ours = torch_transformer(2)
     theirs.eval()
