@@ -2,9 +2,9 @@
 
 An object is followed by its colour (tracking.py). A contact is where its distance from what it strikes has a cusp: the
 velocity reverses (or stops) within one instant. Around each candidate the motion before and after is fitted with the
-instant itself as a free parameter, so that the time comes out between the frames. A smooth turn of the same height leaves
-no cusp and is not an event. A flash is a jump in brightness that then fades; how far it has faded in the first lit
-frame says when, between the frames, it began.
+instant itself as a free parameter, so that the time comes out between the frames. A smooth turn of the same height
+leaves no cusp and is not an event. A flash is a jump in brightness that then fades; how far it has faded in the first
+lit frame says when, between the frames, it began.
 
 Frame i shows the instant i / fps.
 """
@@ -25,7 +25,7 @@ from javis.world.render import BLOOM, COLOURS, DIM
 MIN_RISE = 0.022  # frame sides: smallest excursion that counts as a motion, about 1.4 of 64 pixels
 MIN_CUSP = 0.25  # frame sides per second: smallest velocity jump that counts as a contact
 MIN_FLASH = 0.25  # of the full brightening
-LATE_SHARE = 0.5  # how much the frame after the first lit one counts in the size of a flash
+LATE_SHARE = 0.5  # how much a jump that is late by a frame counts in the size of a flash
 WINDOW_SECONDS = 0.20  # motion fitted on either side of a contact
 ALIKE = 0.004  # seconds: weight of the prior that the speeds before and after a contact are alike
 MIN_GAP = 0.15  # seconds between two events of one object
@@ -56,9 +56,9 @@ def video_events(video: np.ndarray, fps: float, clause: Mapping[str, Any] | None
     Args:
         video: uint8 (or float in 0..1) [T, H, W, 3].
         fps: frames per second.
-        clause: attributes as ``javis.world.parse_prompt`` gives them; its ``colour`` and ``motion``, where not None, say
-            which object to look at and how it is meant to move. Without a clause every colour that is there is looked
-            at, and the motion is read from the track. What the clause calls unseen or silent shows no events.
+        clause: attributes as ``javis.world.parse_prompt`` gives them; its ``colour`` and ``motion``, where not None,
+            say which object to look at and how it is meant to move. Without a clause every colour that is there is
+            looked at, and the motion is read from the track. What the clause calls unseen or silent shows no events.
     """
     if not (math.isfinite(fps) and fps > 0):
         raise ValueError(f"fps is {fps}, expected a number > 0")
@@ -202,7 +202,7 @@ def _fit_cusp(signal: np.ndarray, index: int, fps: float, kind: str, before: flo
     k = int(errors.argmin())
     time = float(grid[k])
     if 0 < k < len(grid) - 1 and np.isfinite(errors[k - 1 : k + 2]).all():
-        squares = errors[k - 1 : k + 2] ** 2
+        squares = [float(e) ** 2 for e in errors[k - 1 : k + 2]]
         bend = squares[0] - 2 * squares[1] + squares[2]
         if bend > 0:
             time += float(0.5 * (squares[0] - squares[2]) / bend * (grid[1] - grid[0]))
@@ -212,8 +212,8 @@ def _fit_cusp(signal: np.ndarray, index: int, fps: float, kind: str, before: flo
 def _designs(times: np.ndarray, grid: np.ndarray, kind: str) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Linear models of the motion around each contact time of ``grid``.
 
-    Returns triples of a design [G, T, K] (columns multiply free weights), the vector [K] that turns the weights into the
-    velocity jump, and the vector [K] of the row that holds the two speeds together.
+    Returns triples of a design [G, T, K] (columns multiply free weights), the vector [K] that turns the weights into
+    the velocity jump, and the vector [K] of the row that holds the two speeds together.
     """
     since = times[None, :] - grid[:, None]
     after, before = np.maximum(since, 0.0), np.maximum(-since, 0.0)
@@ -258,10 +258,16 @@ def flash_curve(frames: np.ndarray, track: Track) -> np.ndarray:
     inner = mask.copy()
     for axis in (0, 1):
         inner = np.minimum(inner, np.minimum(np.roll(mask, 1, axis), np.roll(mask, -1, axis)))
-    mask = np.where(inner > 0.9, 1.0, 0.0) if (inner > 0.9).sum() >= 6 else mask * (mask > 0.5)
-    total = float(mask.sum())
-    if total < 4.0:
+    mask = inner if (inner > 0.5).sum() >= 6 else mask
+    mask = mask * (mask > 0.5)
+    if mask.sum() < 4.0:
         return np.zeros(len(frames))
+    height, width = mask.shape
+    rows, columns = np.arange(height) + 0.5, np.arange(width) + 0.5
+    row, column = float(mask.sum(axis=1) @ rows / mask.sum()), float(mask.sum(axis=0) @ columns / mask.sum())
+    distance = np.hypot(rows[:, None] - row, columns[None, :] - column)
+    mask = np.clip(0.04 * max(height, width) + 0.5 - distance, 0.0, 1.0)
+    total = float(mask.sum())
     colour = np.tensordot(frames, mask, axes=([1, 2], [0, 1])) / total
     base = np.array(COLOURS[track.colour]) / 255.0
     lit = (1 - DIM) * base + BLOOM * (1 - base)
@@ -280,10 +286,10 @@ def _flashes(curve: np.ndarray, fps: float) -> list[_Cusp]:
         near = fresh[max(0, i - 1) : i + 2]
         if fresh[i] < MIN_FLASH or fresh[i] < near.max():
             continue
-        # A codec may spread a jump over the frames beside it; what belongs to this flash fades like it.
-        early = keep * max(0.0, fresh[i - 1]) if i > 1 else 0.0
-        late = fresh[i + 1] / keep if i + 1 < len(curve) else 0.0
-        amount = min(1.0, max(fresh[i] + early + LATE_SHARE * late, MIN_FLASH))
+        # A lamp starts again from full; a codec may have moved some of the jump into the frame before or after.
+        early = max(0.0, fresh[i - 1]) if i > 1 else 0.0
+        late = max(0.0, fresh[i + 1]) if i + 1 < len(curve) else 0.0
+        amount = min(1.0, max(curve[i] + early + LATE_SHARE * late, MIN_FLASH))
         delay = min(step, -GLOW_SECONDS * math.log(amount))
         time = i * step - delay
         if not found or time - found[-1].time >= MIN_GAP:

@@ -30,9 +30,9 @@ BANDS = 72
 LOWEST_HZ = 150.0
 UNMIX_STEPS = 60
 
-# Mean offset (s) of the uncorrected times from the truth by timbre (None: unknown), on the world's clips of seeds 10,000 to
-# 10,199, halfway between the clean sound and the one that went through a log-mel and back. What dies away at once has
-# its steepest rise a little early.
+# Mean offset (s) of the uncorrected times from the truth by timbre (None: unknown), on the world's clips of seeds
+# 10,000 to 10,199, halfway between the clean sound and the one that went through a log-mel and back. What dies away at once
+# has its steepest rise a little early.
 BIAS: dict[str | None, float] = {
     None: -0.0042,
     "wooden": -0.0048,
@@ -72,8 +72,8 @@ def source_onsets(audio: np.ndarray, sample_rate: int, clauses: Sequence[Mapping
             sounds; None leaves it open). Clauses of what is silent get no onsets.
 
     Returns:
-        Events whose ``source`` is the index of the clause. A single audible source gets every onset of the clip, so that
-        a sound of the wrong kind counts and is not overlooked.
+        Events whose ``source`` is the index of the clause. A single audible source gets every onset of the clip, so
+        that a sound of the wrong kind counts and is not overlooked.
     """
     heard = [index for index, clause in enumerate(clauses) if clause.get("audible", True)]
     if len(heard) < 2:
@@ -129,7 +129,7 @@ def _peaks(rise: np.ndarray, loudest: float, min_gap: float) -> list[tuple[float
     """Times (s) and heights of the peaks of ``rise`` [frames] that stand out, at least ``min_gap`` seconds apart."""
     least = max(FLOOR, SHARE * float(rise.max(initial=0.0)), SHARE_OF_ALL * loudest)
     reach = round(min_gap / HOP)
-    found = []
+    found: list[int] = []
     for i in np.argsort(-rise, kind="stable"):
         if rise[i] < least:
             break
@@ -175,7 +175,7 @@ def _dictionary(
 
 
 def refine_pitch(nominal: float, average: np.ndarray, frequencies: np.ndarray, semitones: float = 1.5) -> float:
-    """Frequency (Hz) of the strongest partial within ``semitones`` of ``nominal``; ``nominal`` if there is no peak inside."""
+    """Frequency (Hz) of the strongest peak within ``semitones`` of ``nominal``, or ``nominal`` if there is none."""
     low, high = (nominal * 2 ** (s / 12) for s in (-semitones, semitones))
     inside = np.flatnonzero((frequencies >= low) & (frequencies <= high))
     if len(inside) < 1:

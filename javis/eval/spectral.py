@@ -12,7 +12,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Spectra:
-    """Magnitudes ``[frames, bins]`` with the times of the window centres [frames] (s) and the frequencies [bins] (Hz)."""
+    """Magnitudes [frames, bins], times of the window centres [frames] (s) and frequencies [bins] (Hz)."""
 
     magnitude: np.ndarray
     times: np.ndarray
@@ -42,7 +42,7 @@ def spectra(audio: np.ndarray, sample_rate: int, *, window_s: float = 0.032, hop
     window = np.hanning(length + 1)[:-1]
     size = 1 << (length - 1).bit_length()
     times = np.arange(0.0, len(wave) / sample_rate + 1e-9, hop_s)
-    starts = np.round(times * sample_rate).astype(int)
+    starts: np.ndarray = np.round(times * sample_rate).astype(int)
     padded = np.concatenate([np.zeros(length // 2), wave, np.zeros(length)])
     frames = padded[starts[:, None] + np.arange(length)] * window
     magnitude = np.abs(np.fft.rfft(frames, n=size, axis=1)) * (2.0 / window.sum())

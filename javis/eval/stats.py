@@ -45,5 +45,4 @@ def bootstrap_interval(
     if not values:
         return None
     tail = 50.0 * (1.0 - level)
-    low, high = np.percentile(values, [tail, 100.0 - tail])
-    return float(low), float(high)
+    return float(np.percentile(values, tail)), float(np.percentile(values, 100.0 - tail))

@@ -1,7 +1,7 @@
 """The sync report of one clip: what is seen, what is heard, and how well the two agree.
 
-Neither detector knows the truth: one gets the pixels, the other the waveform. A prompt, if given, tells both what to look
-and listen for (colours, motions, timbres), never when.
+Neither detector knows the truth: one gets the pixels, the other the waveform. A prompt, if given, tells both what to
+look and listen for (colours, motions, timbres), never when.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ def sync_report(
         audio: float [N] in [-1, 1], mono.
         fps: frames per second.
         sample_rate: Hz.
-        prompt: words of the built-in world (or its parsed clauses). With it events are matched source by source; what it
-            calls unseen or silent takes no part. Without it everything seen is matched with everything heard.
+        prompt: words of the built-in world (or its parsed clauses). With it events are matched source by source; what
+            it calls unseen or silent takes no part. Without it everything seen is matched with everything heard.
 
     Returns:
-        Plain json values: ``video_events`` and ``audio_events`` (``time_s``, ``strength``, and which source), ``matched``
-        (at one frame of 16 fps, with ``offset_ms`` = sound minus picture), ``f1`` by tolerance in ms (None if there is
-        no event at all), ``mean_abs_offset_ms``, ``mean_offset_ms`` (None without a match) and ``confidence`` in 0..1: the F1
-        at one frame, lowered where few events speak for it.
+        Plain json values: ``video_events`` and ``audio_events`` (``time_s``, ``strength``, and which source),
+        ``matched`` (at one frame of 16 fps, with ``offset_ms`` = sound minus picture), ``f1`` by tolerance in ms (None
+        if there is no event at all), ``mean_abs_offset_ms``, ``mean_offset_ms`` (None without a match) and
+        ``confidence`` in 0..1: the F1 at one frame, lowered where few events speak for it.
 
     Raises:
         UsageError: the prompt does not parse.

@@ -1,7 +1,7 @@
 """Find a coloured object in every frame: soft masks by hue, centroids to a fraction of a pixel, brightness.
 
-Only pixels are used. Nothing here assumes that the object is drawn well: masks are soft, the centroid is that of a window
-which follows the object, and frames in which it is missing are bridged.
+Only pixels are used. Nothing here assumes that the object is drawn well: masks are soft, the centroid is that of a
+window which follows the object, and frames in which it is missing are bridged.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def _hues() -> tuple[tuple[str, ...], np.ndarray]:
 def colour_coverage(frames: np.ndarray) -> dict[str, np.ndarray]:
     """How much of each pixel each colour of the world covers: name -> float32 [T, H, W] in 0..1.
 
-    A coloured pixel goes to the hue nearest in angle, with its saturation relative to the full colour; grey props have no
-    hue and fall out. White is what all three channels have in common, above the level of the props.
+    A coloured pixel goes to the hue nearest in angle, with its saturation relative to the full colour; grey props have
+    no hue and fall out. White is what all three channels have in common, above the level of the props.
     """
     background = np.median(frames.reshape(-1, 3)[:: max(1, frames.size // 600_000)], axis=0)
     above = frames - background
@@ -83,7 +83,7 @@ def _box_sums(maps: np.ndarray, half: int) -> np.ndarray:
         total = np.cumsum(maps, axis=axis)
         length = maps.shape[axis]
         high = np.minimum(np.arange(length) + half, length - 1)
-        low = np.arange(length) - half - 1
+        low: np.ndarray = np.arange(length) - half - 1
         below = np.take(total, np.maximum(low, 0), axis=axis)
         shape = [1, 1, 1]
         shape[axis] = length
