@@ -107,8 +107,10 @@ def plan_swing(rng: np.random.Generator, rules: EventRules, side: str, shape: st
     length = rng.uniform(0.48, 0.60)
     centre = SWING_CENTRES[side]
     pivot = centre + direction * (SWING_HALF_WIDTH - POST_WIDTH - size.side)
-    # The far end of the swing leaves room for the silhouette, also turned by the angle of the string.
-    room = direction * (pivot - centre) + SWING_HALF_WIDTH - 1.12 * max(size.side, radius) - 0.01
+    # The far end of the swing leaves room for the silhouette, also turned by the angle of the string; turning moves the
+    # wide base of a triangle outwards the most.
+    turned, spare = (1.2, 0.025) if shape == "triangle" else (1.12, 0.01)
+    room = direction * (pivot - centre) + SWING_HALF_WIDTH - turned * max(size.side, radius) - spare
     reach = min(0.18, room) * rng.uniform(0.8, 1.0)
     first = math.asin(reach / length)
     omega = math.pi / half_period

@@ -67,7 +67,7 @@ def object_alpha(source: Source, pose: Pose, size: int) -> tuple[F32, NDArray[np
         rows, columns: int [T, K], pixels of each window; pixel (i, j) has its centre at x = (j + 0.5) / size, y = (i +
             0.5) / size.
     """
-    window = min(size, math.ceil(2 * 1.3 * source.radius * size) + 3)
+    window = min(size, math.ceil(2 * 1.3 * source.radius * size) + 5)
     x, y = pose.x * size, pose.y * size
     corner_x = np.clip(np.round(x - window / 2).astype(np.intp), 0, size - window)
     corner_y = np.clip(np.round(y - window / 2).astype(np.intp), 0, size - window)
