@@ -1,0 +1,171 @@
+"""The compiled parts: what they need from torch, and what happens where they cannot be built."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from javis.kernels import native
+
+ROOT = Path(__file__).resolve().parents[1]
+needs_native = pytest.mark.skipif(native.WHY_NOT is not None, reason=str(native.WHY_NOT))
+needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler on this machine")
+needs_source = pytest.mark.skipif(not (ROOT / "csrc").is_dir(), reason="not in a source tree")
+
+UNSTABLE = re.compile(r"\b(at|c10|torch)::")
+
+
+def undefined_symbols(library: Path) -> list[str]:
+    listing = subprocess.run(
+        ["nm", "-D", "--undefined-only", "-C", str(library)], capture_output=True, text=True, check=True
+    ).stdout
+    return [line.split(maxsplit=1)[1] for line in listing.splitlines()]
+
+
+@needs_native
+@pytest.mark.skipif(shutil.which("nm") is None, reason="nm is not installed")
+def test_library_needs_only_the_stable_abi() -> None:
+    symbols = undefined_symbols(native.LIBRARY)
+    assert any("torch_library_impl" in symbol for symbol in symbols)  # it is a torch library at all
+    assert [symbol for symbol in symbols if UNSTABLE.search(symbol)] == []
+    assert [symbol for symbol in symbols if re.search(r"\bPy[A-Z_]", symbol)] == []
+
+
+def test_the_search_finds_an_unstable_symbol() -> None:
+    assert UNSTABLE.search("U at::_ops::add_Tensor::call(at::Tensor const&)")
+    assert UNSTABLE.search("U c10::detail::torchCheckFail(char const*)")
+    assert not UNSTABLE.search("U aoti_torch_get_sizes")
+    assert not UNSTABLE.search("U torch_call_dispatcher")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A copy of what setup.py reads, so that a build leaves the working tree alone."""
+    folder = tmp_path / "source"
+    folder.mkdir()
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
+        if (ROOT / name).exists():
+            shutil.copy(ROOT / name, folder)
+    shutil.copytree(ROOT / "csrc", folder / "csrc")
+    shutil.copytree(
+        ROOT / "javis", folder / "javis", ignore=shutil.ignore_patterns("__pycache__", "*.so", "_build.json", "weights")
+    )
+    return folder
+
+
+def build(source: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    for name in ("build", "dist"):
+        shutil.rmtree(source / name, ignore_errors=True)
+    return subprocess.run(
+        [sys.executable, "setup.py", "-q", "build", "--build-lib", "build/lib", "--build-temp", "build/tmp"],
+        cwd=source,
+        env=os.environ | {"JAVIS_NATIVE": "auto"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def python_on_build(source: Path, code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=source / "build/lib",
+        env=os.environ | {"PYTHONPATH": str(source / "build/lib")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@needs_source
+@pytest.mark.parametrize(
+    ("environment", "reason"),
+    [
+        ({"CXX": "/nonexistent/c++"}, "no C++ compiler: looked for /nonexistent/c++"),
+        ({"CXX": "false"}, "the compiler failed"),
+        ({"JAVIS_NATIVE": "0"}, "switched off by JAVIS_NATIVE=0"),
+    ],
+    ids=["no compiler", "compiler fails", "switched off"],
+)
+def test_builds_without_native_ops_and_says_why(source: Path, environment: dict[str, str], reason: str) -> None:
+    done = build(source, **environment)
+    assert done.returncode == 0, done.stderr
+    assert f"installing without native ops: {reason}" in done.stdout
+    package = source / "build/lib/javis"
+    assert (package / "kernels/__init__.py").is_file()
+    assert not list(package.rglob("*.so"))
+    assert json.loads((package / "_build.json").read_text())["reason"].startswith(reason)
+    printed = python_on_build(
+        source,
+        "import torch\n"
+        "from javis.kernels import ada_layer_norm, native\n"
+        "x, vector = torch.randn(1, 4, 8), torch.zeros(1, 8)\n"
+        "print(native.__file__, ada_layer_norm(x, vector, vector).shape)\n"
+        "try: ada_layer_norm(x, vector, vector, backend='cpu')\n"
+        "except ValueError as error: print(error)\n",
+    )
+    assert str(source) in printed
+    assert "torch.Size([1, 4, 8])" in printed
+    assert "cannot run this call: the native ops were not built" in printed
+    assert reason in printed
+
+
+@needs_source
+def test_native_ops_can_be_demanded(source: Path) -> None:
+    done = build(source, JAVIS_NATIVE="1", CXX="/nonexistent/c++")
+    assert done.returncode != 0
+    assert "JAVIS_NATIVE=1, but the native ops cannot be built: no C++ compiler" in done.stderr + done.stdout
+
+
+@needs_source
+def test_a_stale_library_is_not_shipped(source: Path) -> None:
+    (source / "javis/lib").mkdir(exist_ok=True)
+    (source / "javis/lib/libjavis_cpu.so").write_bytes(b"from an older build")
+    assert build(source, JAVIS_NATIVE="0").returncode == 0
+    assert not list((source / "build/lib").rglob("*.so"))
+
+
+@needs_source
+@needs_compiler
+@pytest.mark.slow
+def test_builds_from_a_clean_copy(source: Path) -> None:
+    done = build(source, JAVIS_NATIVE="1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    package = source / "build/lib/javis"
+    record = json.loads((package / "_build.json").read_text())
+    assert record["native"] is True
+    assert record["reason"] is None
+    assert not [symbol for symbol in undefined_symbols(package / "lib/libjavis_cpu.so") if UNSTABLE.search(symbol)]
+    printed = python_on_build(
+        source,
+        "import torch\n"
+        "from javis.kernels import ada_layer_norm, native\n"
+        "x, vector = torch.randn(1, 4, 8), torch.zeros(1, 8)\n"
+        "print(native.LIBRARY, native.build_info()['torch_target'], native.cpu_isa())\n"
+        "ada_layer_norm(x, vector, vector, backend='cpu')\n",
+    )
+    assert str(source) in printed
+    assert " 2.11 " in printed
+
+
+def test_a_library_that_does_not_load_is_a_reason(tmp_path: Path) -> None:
+    broken = tmp_path / "libjavis_cpu.so"
+    broken.write_bytes(b"not a library")
+    reason = native._load(broken)
+    assert reason is not None
+    assert "does not load" in reason
+    assert "pip install" in reason
+    missing = native._load(tmp_path / "nowhere.so")
+    assert missing is not None
+    assert "not built" in missing
