@@ -257,6 +257,22 @@ def test_negatives_are_a_set_and_leave_the_mse_alone() -> None:
     assert math.isfinite(none.total.item())
 
 
+@pytest.mark.parametrize(("index", "axis"), [(0, "spatial"), (1, "temporal")])
+def test_every_negative_is_paired_with_the_positive_of_the_other_modality(index: int, axis: str) -> None:
+    estimator, b = small().eval(), batch()
+
+    def embed(video: Tensor, audio: Tensor) -> Tensor:
+        tokens = estimator.embed_video(video, b["height"], b["width"])[index], estimator.embed_audio(audio)[index]
+        return estimator.embed_pairs(axis, *tokens)  # type: ignore[arg-type]
+
+    positive = embed(b["video"], b["audio"])
+    negatives = [embed(b["video"], b["neg_audio"][:, 0])]
+    negatives += [embed(b["neg_video"][:, i], b["audio"]) for i in range(2)]
+    cosines = torch.stack([F.cosine_similarity(positive, negative, dim=-1) for negative in negatives])
+    expected = F.relu(1 + cosines.double()).mean().item()
+    assert getattr(loss_of(estimator, b), axis).va.item() == pytest.approx(expected, rel=1e-5)
+
+
 def test_every_parameter_gets_a_gradient() -> None:
     estimator, b = small(), batch()
     loss_of(estimator, b, onset=b["onset"]).total.backward()
