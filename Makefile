@@ -31,6 +31,7 @@ help:
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "javis needs Python >= 3.10, but $(PYTHON) is "\
 	+ sys.version.split()[0] + "; set PYTHON=python3.11 or the like")'
+	@echo "making $(VENV) and installing into it: once, a few minutes"
 	$(PYTHON) -m venv $(VENV)
 
 # torch comes first: the native ops are compiled against its headers.

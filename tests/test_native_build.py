@@ -129,6 +129,17 @@ def test_native_ops_can_be_demanded(source: Path) -> None:
 
 
 @needs_source
+def test_weights_are_shipped(source: Path) -> None:
+    weights = source / "javis/weights"
+    weights.mkdir()
+    for name in ("model.safetensors", "config.json", "notes.txt"):
+        (weights / name).write_bytes(b"x")
+    assert build(source, JAVIS_NATIVE="0").returncode == 0
+    shipped = source / "build/lib/javis/weights"
+    assert sorted(path.name for path in shipped.iterdir()) == ["config.json", "model.safetensors"]
+
+
+@needs_source
 def test_a_stale_library_is_not_shipped(source: Path) -> None:
     (source / "javis/lib").mkdir(exist_ok=True)
     (source / "javis/lib/libjavis_cpu.so").write_bytes(b"from an older build")
