@@ -24,6 +24,7 @@ from javis.world.render import BLOOM, COLOURS, DIM
 
 MIN_RISE = 0.022  # frame sides: smallest excursion that counts as a motion, about 1.4 of 64 pixels
 MIN_CUSP = 0.25  # frame sides per second: smallest velocity jump that counts as a contact
+SMOOTH_RATIO = 0.6  # a cusp must leave at most this share of the misfit of a smooth turn
 MIN_FLASH = 0.25  # of the full brightening
 LATE_SHARE = 0.5  # how much a jump that is late by a frame counts in the size of a flash
 WINDOW_SECONDS = 0.20  # motion fitted on either side of a contact
@@ -80,15 +81,17 @@ def present_colours(frames: np.ndarray, coverage: Mapping[str, np.ndarray] | Non
     cover = colour_coverage(frames) if coverage is None else coverage
     areas = {name: _object_area(maps) for name, maps in cover.items()}
     largest = max(areas.values())
-    names = sorted((name for name, area in areas.items() if area > max(0.004, 0.15 * largest)), key=lambda n: -areas[n])
+    names = sorted(
+        (name for name, area in areas.items() if area > max(0.0025, 0.08 * largest)), key=lambda n: -areas[n]
+    )
     return names[:2]
 
 
 def _object_area(maps: np.ndarray) -> float:
-    """Area (frame sides squared) that is solidly covered in the best frames; two lit frames of a flash are enough."""
+    """Area (frame sides squared) that is solidly covered in the two best frames, so that one flash is enough."""
     solid = maps[:, 1:-1, 1:-1] + maps[:, :-2, 1:-1] + maps[:, 2:, 1:-1] + maps[:, 1:-1, :-2] + maps[:, 1:-1, 2:]
     per_frame = (solid > 2.2).sum(axis=(1, 2)) / max(maps.shape[1:]) ** 2
-    return float(np.quantile(per_frame, 0.94))
+    return float(np.sort(per_frame)[-2:].mean())
 
 
 def track_events(frames: np.ndarray, track: Track, fps: float, motion: str | None = None) -> list[VideoEvent]:
@@ -112,8 +115,11 @@ def track_events(frames: np.ndarray, track: Track, fps: float, motion: str | Non
 def read_motion(frames: np.ndarray, track: Track, fps: float) -> str:
     """Kind of motion of a track: bounces, knocks, swings, flashes, floats, or rests."""
     spread_x, spread_y = (float(np.ptp(np.quantile(p, [0.03, 0.97]))) for p in (track.x, track.y))
-    if max(spread_x, spread_y) < 0.06:
-        return "flashes" if _flashes(flash_curve(frames, track), fps) else "rests"
+    spread = max(spread_x, spread_y)
+    if spread < 0.06 and _flashes(flash_curve(frames, track), fps):
+        return "flashes"
+    if spread < 0.035:
+        return "rests"
     kinds = ("swings",) if spread_x > 1.5 * spread_y else ("bounces", "knocks")
     options = {
         kind: max((_contacts(s, fps, kind) for s in _directions(track, kind)), key=_plausibility) for kind in kinds
@@ -206,7 +212,18 @@ def _fit_cusp(signal: np.ndarray, index: int, fps: float, kind: str, before: flo
         bend = squares[0] - 2 * squares[1] + squares[2]
         if bend > 0:
             time += float(0.5 * (squares[0] - squares[2]) / bend * (grid[1] - grid[0]))
-    return _Cusp(time, float(jumps[k]), float(errors[k])) if jumps[k] >= MIN_CUSP else None
+    # With fewer than three frames on a side a cubic bends around anything.
+    telling = (times > time).sum() >= 3 and (times < time).sum() >= 3
+    if jumps[k] < MIN_CUSP or (telling and errors[k] > SMOOTH_RATIO * _smooth_error(times, values)):
+        return None
+    return _Cusp(time, float(jumps[k]), float(errors[k]))
+
+
+def _smooth_error(times: np.ndarray, values: np.ndarray) -> float:
+    """Misfit (rms) of a motion without any cusp: a cubic."""
+    design = np.vander((times - times.mean()) / max(float(np.ptp(times)), 1e-9), 4)
+    residual = values - design @ np.linalg.lstsq(design, values, rcond=None)[0]
+    return float(np.sqrt((residual**2).mean()))
 
 
 def _designs(times: np.ndarray, grid: np.ndarray, kind: str) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:

@@ -31,8 +31,8 @@ LOWEST_HZ = 150.0
 UNMIX_STEPS = 60
 
 # Mean offset (s) of the uncorrected times from the truth by timbre (None: unknown), on the world's clips of seeds
-# 10,000 to 10,199, halfway between the clean sound and the one that went through a log-mel and back. What dies away at once
-# has its steepest rise a little early.
+# 10,000 to 10,199, halfway between the clean sound and the one that went through a log-mel and back. What dies away at
+# once has its steepest rise a little early.
 BIAS: dict[str | None, float] = {
     None: -0.0042,
     "wooden": -0.0048,
