@@ -61,8 +61,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     are made. Raises `UsageError` if ``path`` cannot be written (a folder, or below something that is not writable).
     """
     target = Path(path)
-    temporary = target.with_name(f".{target.stem[:80]}.{secrets.token_hex(4)}.part{target.suffix}")
-    _touch(target, temporary)
+    temporary = _touch_beside(target)
     try:
         yield temporary
         os.replace(temporary, target)
@@ -79,22 +78,21 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 def check_writable(path: str | os.PathLike[str]) -> None:
     """Raise `UsageError` unless a file can be made at ``path``; leaves no file behind (folders made stay)."""
-    target = Path(path)
-    probe = target.with_name(f".{secrets.token_hex(4)}.part")
-    _touch(target, probe)
-    probe.unlink()
+    _touch_beside(Path(path)).unlink()
 
 
-def _touch(target: Path, temporary: Path) -> None:
-    """Make an empty ``temporary`` beside ``target``, or say why ``target`` cannot be written."""
+def _touch_beside(target: Path) -> Path:
+    """Make an empty temporary file in the folder of ``target``, or say why ``target`` cannot be written."""
     try:
         if target.is_dir():
             raise UsageError(f"output {target} is a folder; give the name of a file")
+        temporary = target.with_name(f".{target.stem[:40]}.{secrets.token_hex(4)}.part{target.suffix}")
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()
     except OSError as error:
         reason = error.strerror or str(error)
         raise UsageError(f"cannot write {target}: {reason}; choose a place that can be written") from None
+    return temporary
 
 
 def _check_clip(video: np.ndarray, audio: np.ndarray, fps: float, sample_rate: int) -> None:
