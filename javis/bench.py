@@ -95,11 +95,19 @@ def run(config: BenchConfig, report: Callable[[Row], None] = lambda row: None) -
         raise UsageError(f"no case matches op={config.op!r}, case={config.case!r}")
     if config.json is not None:
         config.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    if config.append and RESULTS.is_dir():
-        path = RESULTS / f"{_slug(rows[0]['device'])}.jsonl"
-        with path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+    if config.append:
+        append_rows(rows)
     return rows
+
+
+def append_rows(rows: Sequence[Row]) -> Path | None:
+    """Add rows (of one device) to ``benchmarks/results/<device>.jsonl`` of this checkout; None outside a checkout."""
+    if not RESULTS.is_dir():
+        return None
+    path = RESULTS / f"{_slug(rows[0]['device'])}.jsonl"
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    return path
 
 
 def _run(config: BenchConfig, report: Callable[[Row], None]) -> list[Row]:

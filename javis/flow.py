@@ -1,4 +1,4 @@
-"""Rectified flow of two modalities: path, timesteps, targets, losses (arXiv 2503.23377, section 3.1; Liu et al. 2209.03003).
+"""Rectified flow of two modalities: path, timesteps, targets, losses (Liu et al., arXiv 2209.03003).
 
 ``x_t = (1 - t/1000) * x + (t/1000) * noise`` with t in 0..1000; the model predicts ``x - noise``.
 """
@@ -48,7 +48,7 @@ def timestep_ratio(
 
 
 def transform_timestep(t: Tensor, ratio: Tensor | float) -> Tensor:
-    """Shift timesteps towards noise for larger clips: ``r*t / (1 + (r-1)*t)`` on t/1000 (Stable Diffusion 3, eq. 23)."""
+    """Shift timesteps towards noise for larger clips: ``r*t / (1 + (r-1)*t)`` on t/1000 (SD 3, eq. 23)."""
     t = t / NUM_TIMESTEPS
     return ratio * t / (1 + (ratio - 1) * t) * NUM_TIMESTEPS
 
@@ -89,7 +89,7 @@ class FlowLoss(NamedTuple):
 def masked_mean(error: Tensor, mask: Tensor | None) -> Tensor:
     """Mean of ``error`` [B, C, T, ...] per sample over frames whose mask [B, T] is True -> [B].
 
-    ``(sum + eps) / (count + eps)``, eps = 1e-6, so that a sample without any such frame has the constant loss 1 (official).
+    ``(sum + eps) / (count + eps)``, eps = 1e-6, so that a sample without any such frame has the constant loss 1.
     """
     if mask is None:
         return error.flatten(1).mean(1)

@@ -125,7 +125,8 @@ class JavisPipeline:
             state = load_file(weights_path)
         except (SafetensorError, OSError, ValueError) as error:
             raise UsageError(
-                f"checkpoint {str(source)!r}: model.safetensors is corrupt ({_one_line(error)}); copy or export it again"
+                f"checkpoint {str(source)!r}: model.safetensors is corrupt ({_one_line(error)}); "
+                "copy or export it again"
             ) from error
         parts = {"model": model, "prior": prior, "video_codec": video_codec, "audio_codec": audio_codec}
         try:
@@ -341,7 +342,7 @@ class JavisPipeline:
             condition,
             times,
             guidance=Guidance(guidance, guidance),
-            callback=None if report is None else lambda step: report(step.index + 1),
+            callback=None if report is None else lambda step: report(step.number + 1),
         )
         spent["denoise"] += time.perf_counter() - started
 

@@ -143,8 +143,8 @@ class TransformerBlock(nn.Module):
 class PriorAttention(nn.Module):
     """One prior step in one of three forms (section 3.3): cross_attn, addition, modulate.
 
-    Keys are the unique prior tokens of the sample. The official code repeats them per frame or per place; a softmax over
-    n equal copies equals the softmax over one, so nothing changes but the cost.
+    Keys are the unique prior tokens of the sample. The official code repeats them per frame or per place; a softmax
+    over n equal copies equals the softmax over one, so nothing changes but the cost.
     """
 
     def __init__(self, config: JavisDiTConfig, ops: ModelOps) -> None:
@@ -190,9 +190,7 @@ class PriorBlock(nn.Module):
         self.temporal = PriorAttention(c, ops)
         self.mlp = Mlp(c.hidden_size, c.mlp_size, c.hidden_size)
 
-    def forward(
-        self, x: Tensor, step: StepState, spatial: KeyValue | Tensor, temporal: KeyValue | Tensor
-    ) -> Tensor:
+    def forward(self, x: Tensor, step: StepState, spatial: KeyValue | Tensor, temporal: KeyValue | Tensor) -> Tensor:
         assert step.prior_time is not None
         ops, mask = self.ops, step.frame_mask
         s, t, m = modulations(self.modulation, step.prior_time, step.prior_time0)
@@ -284,4 +282,4 @@ class JavisLayer(nn.Module):
         self.bidirectional = BidirectionalBlock(config, ops) if config.use_bidirectional else None
 
 
-__all__ = ["JavisLayer", "FinalLayer", "KeyValue", "Modulation", "PriorMode", "StepState", "modulations"]
+__all__ = ["FinalLayer", "JavisLayer", "KeyValue", "Modulation", "PriorMode", "StepState", "modulations"]

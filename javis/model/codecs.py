@@ -116,7 +116,7 @@ class PatchTransform(nn.Module):
 
     @torch.no_grad()
     def fit(self, x: Tensor) -> Tensor:
-        """Principal components of the patches of ``x`` [B, C, *sizes]; returns the share of variance per coefficient."""
+        """Principal components of the patches of ``x`` [B, C, *sizes]; returns their shares of the variance."""
         patches = self.split(x).flatten(0, -2).double()
         self.mean.copy_(patches.mean(0))
         centred = patches - self.mean.double()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from javis.model.blocks import FinalLayer, JavisLayer, KeyValue, PriorBlock, StepState
 from javis.model.config import JavisDiTConfig, PriorScope
-from javis.model.embed import clock_positions, make_embedders, rope_table, sinusoid, unpatchify, video_positions
+from javis.model.embed import Embedders, clock_positions, rope_table, sinusoid, unpatchify, video_positions
 from javis.model.ops import ModelOps, Rope
 
 
@@ -66,7 +66,7 @@ class JavisDiT(nn.Module):
         super().__init__()
         ops = ops or ModelOps()
         self.config = c = config
-        self.embed = make_embedders(c)
+        self.embed = Embedders(c)
         self.time_block = nn.Linear(c.hidden_size, 6 * c.hidden_size)
         self.prior_time_block = nn.Linear(c.hidden_size, 9 * c.hidden_size) if c.use_prior else None
         self.layers = nn.ModuleList(JavisLayer(c, ops) for _ in range(c.depth))
@@ -93,12 +93,14 @@ class JavisDiT(nn.Module):
     @property
     def null_text(self) -> Tensor:
         """Caption tokens of "no caption", [L, caption_channels]."""
-        return self.embed["video_text"].null  # type: ignore[return-value]
+        return self.embed.video_text.null
 
     @property
     def null_prior(self) -> tuple[Tensor, Tensor]:
         """Prior tokens of "no prior": spatial [Ns, Cp] and temporal [Nt, Cp]."""
-        null: Tensor = self.embed["prior"].null  # type: ignore[assignment]
+        if self.embed.prior is None:
+            raise ValueError("this model has no prior (use_prior is off)")
+        null = self.embed.prior.null
         spatial, temporal = null.split([self.config.spatial_prior_len, null.shape[0] - self.config.spatial_prior_len])
         return spatial, temporal
 
@@ -148,14 +150,14 @@ class JavisDiT(nn.Module):
             if not bool(mask.any(dim=1).all()):
                 raise ValueError("a caption has no valid token: text_mask must keep at least one token per sample")
         batch, dtype = text.shape[0], self.time_block.weight.dtype
-        video_grid = self.embed["video"].grid(video_sizes)  # type: ignore[operator]
-        audio_grid = self.embed["audio"].grid(audio_sizes)  # type: ignore[operator]
+        video_grid = self.embed.video.grid(video_sizes)
+        audio_grid = self.embed.audio.grid(audio_sizes)
         text = text.to(dtype)
-        captions = (self.embed["video_text"](text), self.embed["audio_text"](text))
+        captions = (self.embed.video_text(text), self.embed.audio_text(text))
         priors = self._prior_tokens(spatial_prior, temporal_prior, batch) if c.use_prior and with_prior else None
 
         layers = []
-        for layer in self.layers:
+        for layer in self._layers:
             blocks = (layer.video_spatial, layer.video_temporal, layer.audio_spatial, layer.audio_temporal)
             told = [block.text.key_value(captions[i // 2]) for i, block in enumerate(blocks)]
             video_prior = audio_prior = None
@@ -166,7 +168,7 @@ class JavisDiT(nn.Module):
 
         scale = (height.float() * width.float()).sqrt() / c.input_sq_size
         mel = torch.arange(audio_grid[1], device=text.device)
-        video_pos = video_positions(video_grid[1:], scale, c.hidden_size)[:, None]
+        video_pos = video_positions((video_grid[1], video_grid[2]), scale, c.hidden_size)[:, None]
         audio_pos = sinusoid(mel, c.hidden_size)[None, None]
         if c.clock:
             video_pos = video_pos + clock_positions(video_grid[0], video_grid[0], c.hidden_size, text.device)
@@ -174,7 +176,7 @@ class JavisDiT(nn.Module):
         return Conditioning(
             layers=layers,
             text_mask=mask,
-            fps=self.embed["fps"](fps),
+            fps=self.embed.fps(fps),
             video_positions=video_pos.to(dtype),
             audio_positions=audio_pos.to(dtype),
             video_sizes=video_sizes,
@@ -186,7 +188,7 @@ class JavisDiT(nn.Module):
 
     def _prior_tokens(self, spatial: Tensor | None, temporal: Tensor | None, batch: int) -> tuple[Tensor, Tensor]:
         c = self.config
-        if spatial is None or temporal is None:
+        if spatial is None or temporal is None or self.embed.prior is None:
             raise ValueError("this model needs spatial_prior and temporal_prior (or use null_prior)")
         for name, value, length in (
             ("spatial_prior", spatial, c.spatial_prior_len),
@@ -194,13 +196,14 @@ class JavisDiT(nn.Module):
         ):
             if value.shape != (batch, length, c.prior_channels):
                 raise ValueError(f"{name} must be {[batch, length, c.prior_channels]}, got {list(value.shape)}")
-        tokens = self.embed["prior"](torch.cat((spatial, temporal), dim=1).to(self.time_block.weight.dtype))
+        tokens = self.embed.prior(torch.cat((spatial, temporal), dim=1).to(self.time_block.weight.dtype))
         return tokens[:, : c.spatial_prior_len], tokens[:, c.spatial_prior_len :]
 
     @staticmethod
     def _prior_condition(
-        block: PriorBlock, priors: tuple[Tensor, Tensor], grid: tuple[int, ...], scope: PriorScope
+        block: PriorBlock | None, priors: tuple[Tensor, Tensor], grid: tuple[int, ...], scope: PriorScope
     ) -> tuple[KeyValue | Tensor, KeyValue | Tensor]:
+        assert block is not None
         places = math.prod(grid[1:])
         return (
             block.spatial.condition(priors[0], places, scope),
@@ -208,6 +211,10 @@ class JavisDiT(nn.Module):
         )
 
     # -- every step ---------------------------------------------------------------------------------------------------
+
+    @property
+    def _layers(self) -> list[JavisLayer]:
+        return cast(list[JavisLayer], list(self.layers))
 
     def denoise(
         self,
@@ -239,29 +246,30 @@ class JavisDiT(nn.Module):
             )
         dtype = self.time_block.weight.dtype
         masked = video_mask is not None or audio_mask is not None
-        time = self.embed["time"](timestep) + condition.fps
-        time0 = self.embed["time"](torch.zeros_like(timestep)) + condition.fps if masked else None
+        time = self.embed.time(timestep) + condition.fps
+        time0 = self.embed.time(torch.zeros_like(timestep)) + condition.fps if masked else None
         v_step = self._step_state(time, time0, video_mask, c.video_patch[0], video.shape[2], condition.video_rope)
         a_step = self._step_state(time, time0, audio_mask, c.audio_patch[0], audio.shape[2], condition.audio_rope)
 
-        v = self.embed["video"](video.to(dtype))
+        v = self.embed.video(video.to(dtype))
         v = (v.unflatten(1, (v_step.frames, -1)) + condition.video_positions).flatten(1, 2)
-        a = self.embed["audio"](audio.to(dtype))
+        a = self.embed.audio(audio.to(dtype))
         a = (a.unflatten(1, (a_step.frames, -1)) + condition.audio_positions).flatten(1, 2)
-        for layer, told in zip(self.layers, condition.layers, strict=True):
+        for layer, told in zip(self._layers, condition.layers, strict=True):
             v = layer.video_spatial(v, v_step, told.text[0], condition.text_mask)
             v = layer.video_temporal(v, v_step, told.text[1], condition.text_mask)
             a = layer.audio_spatial(a, a_step, told.text[2], condition.text_mask)
             a = layer.audio_temporal(a, a_step, told.text[3], condition.text_mask)
-            if told.video_prior is not None and told.audio_prior is not None:
+            if layer.video_prior is not None and told.video_prior is not None:
                 v = layer.video_prior(v, v_step, *told.video_prior)
+            if layer.audio_prior is not None and told.audio_prior is not None:
                 a = layer.audio_prior(a, a_step, *told.audio_prior)
             if layer.bidirectional is not None and condition.with_bidirectional:
                 v, a = layer.bidirectional(v, a)
         v_out = self.video_final(v, time, time0, v_step.frame_mask)
         a_out = self.audio_final(a, time, time0, a_step.frame_mask)
-        v_grid = self.embed["video"].grid(condition.video_sizes)  # type: ignore[operator]
-        a_grid = self.embed["audio"].grid(condition.audio_sizes)  # type: ignore[operator]
+        v_grid = self.embed.video.grid(condition.video_sizes)
+        a_grid = self.embed.audio.grid(condition.audio_sizes)
         return Velocity(
             unpatchify(v_out, v_grid, c.video_patch, condition.video_sizes),
             unpatchify(a_out, a_grid, c.audio_patch, condition.audio_sizes),

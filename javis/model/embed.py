@@ -99,7 +99,8 @@ def unpatchify(tokens: Tensor, grid: tuple[int, ...], patch: tuple[int, ...], si
     x = tokens.reshape(batch, *grid, *patch, -1)
     order = [0, 1 + 2 * axes] + [n for axis in range(axes) for n in (1 + axis, 1 + axes + axis)]
     x = x.permute(order).reshape(batch, -1, *(g * p for g, p in zip(grid, patch, strict=True)))
-    return x[(slice(None), slice(None), *(slice(n) for n in sizes))]
+    crop = (slice(None), slice(None), *(slice(n) for n in sizes))
+    return x[crop]
 
 
 class Mlp(nn.Module):
@@ -143,18 +144,18 @@ class TokenEmbedder(nn.Module):
         return self.proj(tokens)
 
 
-def make_embedders(config: JavisDiTConfig) -> nn.ModuleDict:
-    """All embedders of the model by name (see :class:`javis.model.dit.JavisDiT`)."""
-    c = config
-    width = c.hidden_size
-    embedders: dict[str, nn.Module] = {
-        "video": PatchEmbed(c.video_channels, c.video_patch, width),
-        "audio": PatchEmbed(c.audio_channels, c.audio_patch, width),
-        "time": ScalarEmbedder(width),
-        "fps": ScalarEmbedder(width),
-        "video_text": TokenEmbedder(c.caption_channels, c.caption_length, width),
-        "audio_text": TokenEmbedder(c.caption_channels, c.caption_length, width),
-    }
-    if c.use_prior:
-        embedders["prior"] = TokenEmbedder(c.prior_channels, c.spatial_prior_len + c.temporal_prior_len, width)
-    return nn.ModuleDict(embedders)
+class Embedders(nn.Module):
+    """All embedders of the model (see :class:`javis.model.dit.JavisDiT`)."""
+
+    def __init__(self, config: JavisDiTConfig) -> None:
+        super().__init__()
+        c, width = config, config.hidden_size
+        self.video = PatchEmbed(c.video_channels, c.video_patch, width)
+        self.audio = PatchEmbed(c.audio_channels, c.audio_patch, width)
+        self.time = ScalarEmbedder(width)
+        self.fps = ScalarEmbedder(width)
+        self.video_text = TokenEmbedder(c.caption_channels, c.caption_length, width)
+        self.audio_text = TokenEmbedder(c.caption_channels, c.caption_length, width)
+        self.prior: TokenEmbedder | None = None
+        if c.use_prior:
+            self.prior = TokenEmbedder(c.prior_channels, c.spatial_prior_len + c.temporal_prior_len, width)

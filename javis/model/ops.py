@@ -18,7 +18,7 @@ Rope = tuple[Tensor, Tensor]
 
 
 def per_frame(on: Tensor, off: Tensor | None, frame_mask: Tensor | None) -> Tensor:
-    """Spread a per-sample vector [B, C] over frames: ``on`` where the mask is True, else ``off`` -> [B, T or 1, 1, C]."""
+    """Spread [B, C] over frames: ``on`` where the mask is True, else ``off`` -> [B, T or 1, 1, C]."""
     if frame_mask is None:
         return on[:, None, None]
     if off is None:
@@ -147,7 +147,7 @@ def bidirectional_attention(
         q_video, v_video: [B, Nv, E]; q_audio, v_audio: [B, Na, E] with E = heads * head size.
 
     Returns:
-        What the audio says to the video [B, Nv, E] (row softmax) and the video to the audio [B, Na, E] (column softmax).
+        What audio says to video [B, Nv, E] (row softmax) and video to audio [B, Na, E] (column softmax).
     """
     qv, qa, vv, va = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (q_video, q_audio, v_video, v_audio))
     scores = (qv * qv.shape[-1] ** -0.5) @ qa.transpose(-1, -2)  # [B, H, Nv, Na]

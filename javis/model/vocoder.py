@@ -67,9 +67,7 @@ class LogMel(nn.Module):
 
     def _istft(self, spectrum: Tensor, samples: int) -> Tensor:
         c = self.config
-        return torch.istft(
-            spectrum * (c.window / 4), c.fft, c.hop, c.window, self.window, center=True, length=samples
-        )
+        return torch.istft(spectrum * (c.window / 4), c.fft, c.hop, c.window, self.window, center=True, length=samples)
 
     def encode(self, audio: Tensor) -> Tensor:
         """[B, samples] -> [B, ceil(samples / hop), bins]."""

@@ -22,7 +22,7 @@ class Guidance(NamedTuple):
 class Step(NamedTuple):
     """What a callback sees before the update of a step. Latents are those held by the sampler."""
 
-    index: int
+    number: int
     timestep: float
     video: Tensor
     audio: Tensor
@@ -33,9 +33,7 @@ class Step(NamedTuple):
     predicted: Velocity
 
 
-def _masked_input(
-    z: Tensor, mask: Tensor, active: Tensor, t: Tensor, noise: Tensor
-) -> tuple[Tensor, Tensor]:
+def _masked_input(z: Tensor, mask: Tensor, active: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """Model input and frames active at ``t``: those that become active now get noise, in the model's input only."""
     now = mask * NUM_TIMESTEPS >= t[:, None]
     starting = now & ~active
@@ -78,7 +76,9 @@ def sample(
     batch = video.shape[0]
     guided = condition.fps.shape[0] == 2 * batch
     if condition.fps.shape[0] not in (batch, 2 * batch):
-        raise ValueError(f"conditioning is for {condition.fps.shape[0]} samples, expected {batch} or, guided, {2 * batch}")
+        raise ValueError(
+            f"conditioning is for {condition.fps.shape[0]} samples, expected {batch} or, guided, {2 * batch}"
+        )
     if not guided and (scales.video != 1 or scales.audio != 1):
         raise ValueError(f"guidance {tuple(scales)} needs the unconditional samples in the conditioning (2B samples)")
     draw_noise = draw_noise or torch.randn_like
@@ -114,13 +114,11 @@ def _predict(
     audio_mask: Tensor | None,
     guided: bool,
 ) -> Velocity:
-    def twice(x: Tensor | None) -> Tensor | None:
-        return torch.cat((x, x)) if guided and x is not None else x
-
-    out: Velocity = model.denoise(
-        twice(video), twice(audio), twice(t), condition, video_mask=twice(video_mask), audio_mask=twice(audio_mask)
-    )  # type: ignore[arg-type]
-    return out
+    if guided:
+        video, audio, t = torch.cat((video, video)), torch.cat((audio, audio)), torch.cat((t, t))
+        if video_mask is not None and audio_mask is not None:
+            video_mask, audio_mask = torch.cat((video_mask, video_mask)), torch.cat((audio_mask, audio_mask))
+    return model.denoise(video, audio, t, condition, video_mask=video_mask, audio_mask=audio_mask)
 
 
 def _update(z: Tensor, out: Tensor, dt: Tensor, scale: float, guided: bool, active: Tensor | None) -> Tensor:

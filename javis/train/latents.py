@@ -20,9 +20,7 @@ CAPTION_VARIANTS = 4  # the full caption and three with attribute words left out
 CHUNK = 250  # clips per unit of work
 
 
-def render_batch(
-    seeds: list[int], config: WorldConfig, split: str = "train"
-) -> tuple[Tensor, Tensor, list[list[str]]]:
+def render_batch(seeds: list[int], config: WorldConfig, split: str = "train") -> tuple[Tensor, Tensor, list[list[str]]]:
     """Render world clips: video [B, 3, T, H, W] in -1..1, audio [B, samples], caption variants."""
     scenes = [sample_scene(seed, config, split=split) for seed in seeds]  # type: ignore[arg-type]
     video = torch.from_numpy(np.stack([render_video(scene) for scene in scenes]))

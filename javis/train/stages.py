@@ -46,11 +46,11 @@ class FlowModule(nn.Module):
         model, world = self.model, self.config.world
         drop = batch["drop"][:, None, None]
         text = torch.where(drop, model.null_text, batch["text"])
-        priors: dict[str, Tensor] = {}
+        spatial = temporal = None
         if self.joint:
             null_spatial, null_temporal = model.null_prior
-            priors["spatial_prior"] = torch.where(drop, null_spatial, batch["spatial_prior"])
-            priors["temporal_prior"] = torch.where(drop, null_temporal, batch["temporal_prior"])
+            spatial = torch.where(drop, null_spatial, batch["spatial_prior"])
+            temporal = torch.where(drop, null_temporal, batch["temporal_prior"])
         count = len(text)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.config.precision == "bf16"):
             condition = model.condition(
@@ -61,9 +61,10 @@ class FlowModule(nn.Module):
                 width=torch.full((count,), float(world.size)),
                 video_sizes=tuple(batch["video"].shape[2:]),  # type: ignore[arg-type]
                 audio_sizes=tuple(batch["audio"].shape[2:]),  # type: ignore[arg-type]
+                spatial_prior=spatial,
+                temporal_prior=temporal,
                 with_prior=self.joint,
                 with_bidirectional=self.joint,
-                **priors,
             )
             losses = flow_losses(
                 lambda v, a, t, **masks: model.denoise(v, a, t, condition, **masks),
@@ -133,11 +134,17 @@ def validation_loss(module: FlowModule, batches: Batches, weights: dict[str, Ten
     return [float(x) for x in sums / count]
 
 
+# Parts of the model that the first stage leaves alone.
+LATER = ("video_prior", "audio_prior", "bidirectional", "prior_time_block", "embed.prior")
+
+
 def _prepare(model: JavisDiT, joint: bool) -> list[tuple[str, nn.Parameter]]:
     """Freeze what the stage does not train and return the rest."""
     for name, parameter in model.named_parameters():
         unused = name == "embed.audio_text.null"  # tied to the video's null caption
-        later = any(part in name for part in ("video_prior", "audio_prior", "bidirectional", "prior_time", "embed.prior"))
+        later = any(
+            part in name for part in ("video_prior", "audio_prior", "bidirectional", "prior_time", "embed.prior")
+        )
         parameter.requires_grad_(not unused and (joint or not later))
     return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
 
@@ -226,7 +233,9 @@ def _log(folder: Path, row: dict[str, Any]) -> None:
     log.info("%s %s", folder.name, row)
 
 
-def launch_flow_stage(name: str, config: DemoTrainConfig, prior: PriorEstimator | None, start_from: Path | None) -> None:
+def launch_flow_stage(
+    name: str, config: DemoTrainConfig, prior: PriorEstimator | None, start_from: Path | None
+) -> None:
     """Run a flow stage in ``config.processes`` processes of one thread each; returns when it is finished."""
     # Keeping freed memory saves about a third of the time on CPU.
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", "4000000000")

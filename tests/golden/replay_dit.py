@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor, nn
+
 from javis.model.checkpoint import from_official, to_official
 from javis.model.config import JavisDiTConfig
 from javis.model.dit import JavisDiT
-from torch import Tensor, nn
 
 from .harness import GoldenCase
 
@@ -69,7 +70,7 @@ def replay(case: GoldenCase) -> None:
                 audio_mask=inputs.get("ax_mask"),
                 **condition_arguments(inputs),
             )
-            seen["t_emb"] = model.embed["time"](inputs["timestep"]) + model.embed["fps"](inputs["fps"])
+            seen["t_emb"] = model.embed.time(inputs["timestep"]) + model.embed.fps(inputs["fps"])
         for handle in handles:
             handle.remove()
         seen["video"], seen["audio"] = out.video, out.audio

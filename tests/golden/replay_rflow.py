@@ -6,11 +6,12 @@ import re
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from javis.flow import add_noise, flow_losses, timestep_ratio, timesteps, transform_timestep
 from javis.model.dit import Conditioning, JavisDiT
 from javis.sample import sample
 from javis.sample.euler import Step
-from torch import Tensor
 
 from .harness import GoldenCase
 from .replay_dit import official_model
