@@ -1,0 +1,297 @@
+"""``javis plan``: tokens, FLOPs and memory of a clip before making it.
+
+FLOPs are those of matrix products, two for each multiply-add. They count what the algorithm needs (unique prior keys,
+one score matrix for both directions of the bidirectional attention, text keys and values once per clip), and beside it
+what the official code computes, which repeats the prior tokens and attends over the batch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import javis
+from javis.console import output
+from javis.errors import UsageError
+from javis.model.config import JavisDiTConfig
+
+VAE_CHUNK, VAE_CHUNK_LATENTS, VAE_TIME, VAE_SPACE = (
+    17,
+    5,
+    4,
+    8,
+)  # official video VAE: 17 frames -> 5 latents, 8x8 pixels
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanArgs:
+    """Say how many tokens, FLOPs and bytes a clip takes, without making it."""
+
+    model: str = "official"
+    """"official" (JavisDiT-v0.1), "demo" (the built-in model), or a checkpoint folder."""
+    resolution: str = "720p"
+    """Official size name (144p ... 4k) or WIDTHxHEIGHT. The built-in model has one size and ignores it."""
+    ratio: str = "9:16"
+    """Height:width of a named size."""
+    seconds: float = 2.0
+    """Length of the clip; at official size rounded up to whole chunks of 17 frames."""
+    fps: float = 24.0
+    """Frames per second at official size."""
+    steps: int = 30
+    """Denoising steps."""
+    no_guidance: bool = False
+    """Without classifier-free guidance: half the work."""
+    sustained_tflops: float = 500.0
+    """TFLOP/s that the machine keeps up; gives the time for the denoising."""
+    json: bool = False
+    """Print the same as JSON."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Tokens of a clip. Video: T frames of S places; audio: the same with S mel rows."""
+
+    video_frames: int
+    video_places: int
+    audio_frames: int
+    audio_places: int
+
+    @property
+    def video(self) -> int:
+        return self.video_frames * self.video_places
+
+    @property
+    def audio(self) -> int:
+        return self.audio_frames * self.audio_places
+
+
+def official_grid(config: JavisDiTConfig, frames: int, height: int, width: int, fps: float) -> Grid:
+    """Tokens of ``frames`` frames of ``height`` x ``width`` pixels with the official VAEs.
+
+    51 frames of 720x1280 at 24 fps are 15 latents of 90x160, hence 15 x 3600 video tokens, and 14 x 16 audio tokens.
+    """
+    from javis.data.sizes import audio_latent_shape
+
+    chunks, rest = divmod(frames, VAE_CHUNK)
+    video = (chunks * VAE_CHUNK_LATENTS + math.ceil(rest / VAE_TIME), height // VAE_SPACE, width // VAE_SPACE)
+    return token_grid(config, video, audio_latent_shape(frames / fps)[2:])
+
+
+def token_grid(config: JavisDiTConfig, video: tuple[int, int, int], audio: tuple[int, int]) -> Grid:
+    """Tokens of latents of these sizes; incomplete patches count as whole ones."""
+    t, h, w = (math.ceil(n / p) for n, p in zip(video, config.video_patch, strict=True))
+    ta, m = (math.ceil(n / p) for n, p in zip(audio, config.audio_patch, strict=True))
+    return Grid(t, h * w, ta, m)
+
+
+def step_flops(config: JavisDiTConfig, grid: Grid, *, batch: int = 1, text: int | None = None) -> dict[str, int]:
+    """FLOPs of one ``denoise`` of ``batch`` samples (two for a clip with guidance), by kind.
+
+    ``text``: caption tokens, the longest caption by default. The bidirectional attention has three products: the
+    scores, and one with the values of each direction.
+    """
+    c, n = config.hidden_size, grid.video + grid.audio
+    text = config.caption_length if text is None else text
+    block = 3 * c * c + c * c + 2 * c * c + 2 * c * config.mlp_size  # qkv, proj; caption q, proj; MLP
+    per_token = 2 * block
+    prior = 0
+    if config.use_prior:
+        per_token += 2 * c * config.mlp_size
+        if config.prior_mode == "cross_attn":
+            per_token += 4 * c * c  # q and proj of the spatial and of the temporal step
+            prior = 2 * c * (config.spatial_prior_len + config.temporal_prior_len) * n
+    bidirectional = 0
+    if config.use_bidirectional:
+        per_token += 3 * c * config.bidirectional_size
+        bidirectional = 3 * grid.video * grid.audio * config.bidirectional_size
+    ends = sum(
+        tokens * c * math.prod(patch) * (channels_in + channels_out)
+        for tokens, patch, channels_in, channels_out in (
+            (grid.video, config.video_patch, config.video_channels, config.video_out_channels),
+            (grid.audio, config.audio_patch, config.audio_channels, config.audio_out_channels),
+        )
+    )
+    time = 256 * c + c * c + 6 * c * c + (9 * c * c if config.use_prior else 0)
+    spatial = 2 * c * (grid.video * grid.video_places + grid.audio * grid.audio_places)
+    temporal = 2 * c * (grid.video * grid.video_frames + grid.audio * grid.audio_frames)
+    macs = {
+        "linear": config.depth * per_token * n + ends + time,
+        "spatial_attention": config.depth * spatial,
+        "temporal_attention": config.depth * temporal,
+        "text_attention": config.depth * 2 * 2 * c * text * n,
+        "prior_attention": config.depth * prior,
+        "bidirectional_attention": config.depth * bidirectional,
+    }
+    return {name: 2 * batch * value for name, value in macs.items()}
+
+
+def condition_flops(config: JavisDiTConfig, *, batch: int = 1, text: int | None = None) -> int:
+    """FLOPs of one ``condition`` of ``batch`` samples: embeddings, and keys and values of all layers."""
+    c, text = config.hidden_size, config.caption_length if text is None else text
+    macs = 2 * text * (config.caption_channels * c + c * c) + config.depth * 4 * text * 2 * c * c
+    macs += 256 * c + c * c  # frames per second
+    if config.use_prior:
+        tokens = config.spatial_prior_len + config.temporal_prior_len
+        macs += tokens * (config.prior_channels * c + c * c)
+        macs += config.depth * 2 * tokens * {"cross_attn": 2, "addition": 1, "modulate": 2}[config.prior_mode] * c * c
+    return 2 * batch * macs
+
+
+def official_extra_flops(config: JavisDiTConfig, grid: Grid, *, batch: int = 2) -> int:
+    """What the official code computes beyond `step_flops` in each step, at ``batch`` samples.
+
+    It repeats the spatial prior tokens for every frame and the temporal ones for every place, projects them again in
+    every layer, attends over the whole batch, and projects the caption's keys and values anew.
+    """
+    if not config.use_prior or config.prior_mode != "cross_attn":
+        return 0
+    c, macs = config.hidden_size, 0
+    for frames, places in ((grid.video_frames, grid.video_places), (grid.audio_frames, grid.audio_places)):
+        keys = batch * (frames * config.spatial_prior_len + places * config.temporal_prior_len)
+        unique = config.spatial_prior_len + config.temporal_prior_len
+        queries = batch * frames * places
+        macs += 2 * c * queries * (keys - unique) + 2 * c * c * keys
+    return 2 * config.depth * (macs + 4 * batch * config.caption_length * 2 * c * c)
+
+
+def memory_bytes(
+    config: JavisDiTConfig, grid: Grid, parameters: int, *, batch: int = 2, bytes_per_value: int = 2
+) -> dict[str, int]:
+    """Rough peak of the denoising: weights, what `condition` keeps, and the largest set of live activations.
+
+    The activations are those of the video MLP: residual stream, normed input and the hidden layer.
+    """
+    c, tokens = config.hidden_size, 4 * config.caption_length
+    if config.use_prior:
+        tokens += 2 * (config.spatial_prior_len + config.temporal_prior_len)
+    return {
+        "weights": parameters * bytes_per_value,
+        "conditioning": config.depth * batch * tokens * 2 * c * bytes_per_value,
+        "activations": batch * (2 * c + config.mlp_size) * grid.video * bytes_per_value,
+    }
+
+
+def count_parameters(config: JavisDiTConfig) -> int:
+    """Parameters of the model, counted on one that has no memory. The two null captions are tied, as officially."""
+    import torch
+
+    from javis.model.dit import JavisDiT
+
+    with torch.device("meta"):
+        model = JavisDiT(config)
+    return sum(p.numel() for p in model.parameters()) - config.caption_length * config.caption_channels
+
+
+def plan(args: PlanArgs) -> dict[str, Any]:
+    """Everything ``javis plan`` prints, as json values; keys name their units.
+
+    Raises:
+        UsageError: unusable sizes, or a checkpoint that is not there.
+    """
+    if not 1 <= args.steps <= 1000:
+        raise UsageError(f"steps must be a whole number from 1 to 1000, got {args.steps}")
+    for name, value, high in (
+        ("seconds", args.seconds, 3600),
+        ("fps", args.fps, 240),
+        ("tflops", args.sustained_tflops, 1e9),
+    ):
+        if not 0 < value <= high:  # refuses NaN, too
+            raise UsageError(f"{name} must be above 0 and at most {high:g}, got {value}")
+    config, grid, clip = _official(args) if args.model == "official" else _checkpoint(args)
+    batch = 1 if args.no_guidance else 2
+    flops = step_flops(config, grid, batch=batch)
+    step, once = sum(flops.values()), condition_flops(config, batch=batch)
+    total = once + args.steps * step
+    parameters = count_parameters(config)
+    memory = memory_bytes(config, grid, parameters, batch=batch)
+    return {
+        "model": args.model,
+        "clip": clip,
+        "tokens": {**asdict(grid), "video": grid.video, "audio": grid.audio, "text": config.caption_length},
+        "parameters": parameters,
+        "steps": args.steps,
+        "guidance": not args.no_guidance,
+        "tflop_per_step": {name: value / 1e12 for name, value in flops.items()} | {"total": step / 1e12},
+        "official_tflop_per_step": (step + official_extra_flops(config, grid, batch=batch)) / 1e12,
+        "condition_tflop": once / 1e12,
+        "clip_tflop": total / 1e12,
+        "memory_gb_bf16": {name: value / 1e9 for name, value in memory.items()} | {"total": sum(memory.values()) / 1e9},
+        "sustained_tflops": args.sustained_tflops,
+        "denoise_seconds": total / 1e12 / args.sustained_tflops,
+    }
+
+
+def _official(args: PlanArgs) -> tuple[JavisDiTConfig, Grid, dict[str, Any]]:
+    height, width = _pixels(args.resolution, args.ratio)
+    frames = math.ceil(round(args.seconds * args.fps, 6) / VAE_CHUNK) * VAE_CHUNK
+    config = JavisDiTConfig()
+    clip = {"height": height, "width": width, "frames": frames, "fps": args.fps, "seconds": frames / args.fps}
+    return config, official_grid(config, frames, height, width, args.fps), clip
+
+
+def _pixels(resolution: str, ratio: str) -> tuple[int, int]:
+    from javis.data.sizes import SIZES, image_size
+
+    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", resolution.strip(), re.ASCII)
+    if match is None:
+        named = SIZES.get(resolution)
+        if named is not None and ratio == PlanArgs.ratio and "0.56" not in named:
+            ratio = "1:1"  # the square families have no 9:16
+        return image_size(resolution, ratio)
+    width, height = int(match[1]), int(match[2])
+    if not (16 <= width <= 16384 and 16 <= height <= 16384):
+        raise UsageError(f"resolution {resolution!r} is unusable; expected WIDTHxHEIGHT, each from 16 to 16384")
+    return height, width
+
+
+def _checkpoint(args: PlanArgs) -> tuple[JavisDiTConfig, Grid, dict[str, Any]]:
+    from javis.model.codecs import build_codecs
+
+    folder = Path(javis.__file__).parent / "weights" / "demo" if args.model == "demo" else Path(args.model)
+    try:
+        facts = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config, (video, audio), clip = (
+            JavisDiTConfig.from_dict(facts["model"]),
+            build_codecs(facts["codecs"]),
+            facts["clip"],
+        )
+        size, fps, rate = int(clip["size"]), float(clip["fps"]), int(clip["sample_rate"])
+    except OSError as error:
+        raise UsageError(
+            f"model {args.model!r}: {folder.name}/config.json cannot be read ({error.strerror}); expected 'official', "
+            "'demo' or a checkpoint folder"
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"model {args.model!r}: config.json is not usable ({error}); export it again") from None
+    frames = max(1, round(args.seconds * fps))
+    grid = token_grid(config, video.latent_sizes(frames, size, size), audio.latent_sizes(round(frames * rate / fps)))
+    return config, grid, {"height": size, "width": size, "frames": frames, "fps": fps, "seconds": frames / fps}
+
+
+def main(args: PlanArgs) -> None:
+    """Entry of ``javis plan``."""
+    facts = plan(args)
+    if args.json:
+        output().print(json.dumps(facts, indent=1))
+        return
+    clip, tokens, flops, memory = facts["clip"], facts["tokens"], facts["tflop_per_step"], facts["memory_gb_bf16"]
+    lines = [
+        f"{facts['model']} model, {facts['parameters'] / 1e6:,.1f} M parameters",
+        f"clip       {clip['width']}x{clip['height']}, {clip['frames']} frames at {clip['fps']:g} fps, "
+        f"{clip['seconds']:g} s",
+        f"tokens     video {tokens['video_frames']} x {tokens['video_places']} = {tokens['video']}, "
+        f"audio {tokens['audio_frames']} x {tokens['audio_places']} = {tokens['audio']}, text {tokens['text']}",
+        f"per step   {flops['total']:.4g} TFLOP" + (" (with guidance)" if facts["guidance"] else ""),
+        *(f"             {name:24s}{value:.4g}" for name, value in flops.items() if name != "total"),
+        f"official   {facts['official_tflop_per_step']:.4g} TFLOP per step, as the official code repeats the priors",
+        f"per clip   {facts['clip_tflop']:.4g} TFLOP in {facts['steps']} steps",
+        f"memory     {memory['total']:.3g} GB in bf16: weights {memory['weights']:.3g}, conditioning "
+        f"{memory['conditioning']:.3g}, activations {memory['activations']:.3g} (rough)",
+        f"time       {facts['denoise_seconds']:.3g} s at {facts['sustained_tflops']:g} TFLOP/s sustained",
+    ]
+    for line in lines:
+        output().print(line)
