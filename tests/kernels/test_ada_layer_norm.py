@@ -118,6 +118,15 @@ def test_large_mean_does_not_cancel() -> None:
 
 
 @needs_native
+def test_bfloat16_rounds_to_nearest() -> None:
+    """The budget allows a truncated last bit; this does not: same loops in float32, rounded by PyTorch."""
+    args, kwargs = case(torch.bfloat16, batch=2, frames=3, places=5, width=72, masked=True).inputs()
+    wide = {name: value.float() if value.is_floating_point() else value for name, value in kwargs.items()}
+    expected = native_op(*(value.float() for value in args), **wide).bfloat16()
+    assert torch.equal(native_op(*args, **kwargs), expected)
+
+
+@needs_native
 def test_infinity_and_nan_come_through() -> None:
     args, _ = case(torch.bfloat16, batch=1, frames=1, places=3, width=40).inputs()
     args[0][0, 1, 5] = float("nan")
@@ -126,6 +135,9 @@ def test_infinity_and_nan_come_through() -> None:
     assert y[0, 0].isfinite().all()
     assert y[0, 1].isnan().all()
     assert not y[0, 2].isfinite().any()
+    # A NaN whose bits are all ones would turn into a zero if it were rounded like a number.
+    shift = torch.full((1, 40), 0x7FFFFFFF, dtype=torch.int32).view(torch.float32)
+    assert native_op(args[0], shift, args[2]).isnan().all()
 
 
 @needs_native
