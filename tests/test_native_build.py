@@ -130,12 +130,12 @@ def test_native_ops_can_be_demanded(source: Path) -> None:
 
 @needs_source
 def test_weights_are_shipped(source: Path) -> None:
-    weights = source / "javis/weights"
-    weights.mkdir()
+    weights = source / "javis/weights/demo"
+    weights.mkdir(parents=True)
     for name in ("model.safetensors", "config.json", "notes.txt"):
         (weights / name).write_bytes(b"x")
     assert build(source, JAVIS_NATIVE="0").returncode == 0
-    shipped = source / "build/lib/javis/weights"
+    shipped = source / "build/lib/javis/weights/demo"
     assert sorted(path.name for path in shipped.iterdir()) == ["config.json", "model.safetensors"]
 
 
