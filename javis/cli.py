@@ -126,9 +126,9 @@ def _eval_sync() -> tuple[type, Run]:
 
 
 def _eval_world() -> tuple[type, Run]:
-    from javis.eval.world_report import WorldReportArgs, main
+    from javis.eval.world_command import EvalWorldArgs, main
 
-    return WorldReportArgs, main
+    return EvalWorldArgs, main
 
 
 def _bench_kernels() -> tuple[type, Run]:
@@ -250,7 +250,7 @@ def parse(config_class: type, program: str, arguments: Sequence[str]) -> Any:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(config_class, prog=program, args=list(arguments))
+            return tyro.cli(config_class, prog=program, args=list(arguments), config=(tyro.conf.FlagCreatePairsOff,))
     except SystemExit as stop:
         if stop.code in (0, None):
             return None

@@ -43,8 +43,8 @@ class PlanArgs:
     """Frames per second at official size."""
     steps: int = 30
     """Denoising steps."""
-    no_guidance: bool = False
-    """Without classifier-free guidance: half the work."""
+    guidance: bool = True
+    """Classifier-free guidance, which doubles the work."""
     sustained_tflops: float = 500.0
     """TFLOP/s that the machine keeps up; gives the time for the denoising."""
     json: bool = False
@@ -202,7 +202,7 @@ def plan(args: PlanArgs) -> dict[str, Any]:
         if not 0 < value <= high:  # refuses NaN, too
             raise UsageError(f"{name} must be above 0 and at most {high:g}, got {value}")
     config, grid, clip = _official(args) if args.model == "official" else _checkpoint(args)
-    batch = 1 if args.no_guidance else 2
+    batch = 2 if args.guidance else 1
     flops = step_flops(config, grid, batch=batch)
     step, once = sum(flops.values()), condition_flops(config, batch=batch)
     total = once + args.steps * step
@@ -214,7 +214,7 @@ def plan(args: PlanArgs) -> dict[str, Any]:
         "tokens": {**asdict(grid), "video": grid.video, "audio": grid.audio, "text": config.caption_length},
         "parameters": parameters,
         "steps": args.steps,
-        "guidance": not args.no_guidance,
+        "guidance": args.guidance,
         "tflop_per_step": {name: value / 1e12 for name, value in flops.items()} | {"total": step / 1e12},
         "official_tflop_per_step": (step + official_extra_flops(config, grid, batch=batch)) / 1e12,
         "condition_tflop": once / 1e12,

@@ -31,8 +31,8 @@ class SyncArgs:
     """Folder with clips, such as `javis sample --prompts` or `javis world make` writes."""
     json: Path | None = None
     """Write the report of every clip and the summary to this file."""
-    no_prompts: bool = False
-    """Match everything seen with everything heard, whatever the prompts say."""
+    prompts: bool = True
+    """Match source by source as the prompts say; without, everything seen with everything heard."""
 
 
 def sync_folder(directory: Path, *, use_prompts: bool = True, show_progress: bool = False) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def main(args: SyncArgs) -> None:
     """Entry of ``javis eval sync``."""
     if args.json is not None:
         check_writable(args.json)
-    report = sync_folder(args.directory, use_prompts=not args.no_prompts, show_progress=True)
+    report = sync_folder(args.directory, use_prompts=args.prompts, show_progress=True)
     if args.json is not None:
         write_text(args.json, json.dumps(report, indent=1) + "\n")
     for name, value in report["summary"].items():
