@@ -38,6 +38,7 @@ class DemoTrainConfig:
     branches: StageConfig = field(default_factory=lambda: StageConfig(steps=600, decay=0.0))  # stage 1
     prior: StageConfig = field(default_factory=lambda: StageConfig(steps=500, learning_rate=1e-3))  # stage 2
     joint: StageConfig = field(default_factory=lambda: StageConfig(steps=8000))  # stage 3
+    freeze_branches: bool = False  # joint stage: train only prior blocks and bidirectional attention, as the paper does
     weight_decay: float = 0.01
     clip_gradient: float = 1.0
     ema: float = 0.999  # decay of the averaged weights that are exported

@@ -138,14 +138,14 @@ def validation_loss(module: FlowModule, batches: Batches, weights: dict[str, Ten
 LATER = ("video_prior", "audio_prior", "bidirectional", "prior_time_block", "embed.prior")
 
 
-def _prepare(model: JavisDiT, joint: bool) -> list[tuple[str, nn.Parameter]]:
+def _prepare(model: JavisDiT, joint: bool, freeze_branches: bool) -> list[tuple[str, nn.Parameter]]:
     """Freeze what the stage does not train and return the rest."""
     for name, parameter in model.named_parameters():
         unused = name == "embed.audio_text.null"  # tied to the video's null caption
         later = any(
             part in name for part in ("video_prior", "audio_prior", "bidirectional", "prior_time", "embed.prior")
         )
-        parameter.requires_grad_(not unused and (joint or not later))
+        parameter.requires_grad_(not unused and ((later or not freeze_branches) if joint else not later))
     return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
 
 
@@ -169,7 +169,7 @@ def run_flow_stage(
         if before is None:
             raise FileNotFoundError(f"stage {name} starts from {start_from}, which holds no finished state")
         model.load_state_dict(before[1]["ema"])
-    named = _prepare(model, joint)
+    named = _prepare(model, joint, config.freeze_branches)
     names = [n for n, _ in named]
     decayed = [p for _, p in named if p.ndim > 1]
     plain = [p for _, p in named if p.ndim <= 1]
@@ -252,4 +252,5 @@ def launch_flow_stage(
         run_flow_stage,
         args=(name, config, prior, None if start_from is None else str(start_from)),
         nprocs=config.processes,
+        daemon=True,  # a killed parent takes its workers along
     )
