@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import platform
 import re
 import subprocess
@@ -255,6 +256,7 @@ def environment() -> Row:
     return {
         "device": cpu_name(),
         "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 1),  # others at work on this machine make every figure worse
         "isa": native.cpu_isa(),
         "javis": javis.__version__,
         "torch": torch.__version__,
@@ -280,7 +282,7 @@ def _slug(name: str) -> str:
 
 def render(rows: Sequence[Row], console: Console) -> None:
     """Print the rows of ``run``, one table per op: milliseconds, and speed-up of the medians against eager."""
-    where = f"{rows[0]['device']}, {rows[0]['threads']} threads, {rows[0]['isa']}, torch {rows[0]['torch']}"
+    where = "{device}, {threads} threads, {isa}, torch {torch}, load {load}".format(**rows[0])
     console.print(where, highlight=False, markup=False)
     eager = {(r["op"], r["case"], r["mode"]): r["p50_ms"] for r in rows if r["backend"] == _EAGER}
     for op in dict.fromkeys(row["op"] for row in rows):
