@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from javis.eval.motion import present_colours, read_motion
-from javis.eval.onsets import BANDS, HOP, LOWEST_HZ, WINDOW, source_onsets, timbre_of
-from javis.eval.spectral import band_matrix, spectra
-from javis.eval.tracking import Track, as_frames, colour_coverage, track_colour
+from javis.eval.motion import read_motion
+from javis.eval.onsets import HOP, Sound, source_onsets, timbre_of
+from javis.eval.tracking import Picture, Track
 from javis.world.render import signed_distance
 from javis.world.scene import RADII
 from javis.world.synth import PITCHES, modal_tone
@@ -56,14 +55,13 @@ class HeardSource:
 # --- picture ------------------------------------------------------------------------------------------------------
 
 
-def read_objects(video: np.ndarray, fps: float) -> list[SeenObject]:
+def read_objects(video: np.ndarray | Picture, fps: float) -> list[SeenObject]:
     """Objects of a clip [T, H, W, 3], the largest first, at most two."""
-    frames = as_frames(video)
-    coverage = colour_coverage(frames)
+    picture = Picture.of(video)
     found = []
-    for colour in present_colours(frames, coverage):
-        track = track_colour(frames, colour, coverage[colour])
-        motion = read_motion(frames, track, fps)
+    for colour in picture.colours:
+        track = picture.track(colour)
+        motion = read_motion(picture.frames, track, fps)
         shape, size = read_shape(track, turned=motion == "swings")
         found.append(SeenObject(colour, shape, read_side(track), size, motion))
     return found
@@ -142,30 +140,32 @@ def _silhouettes(turned: bool) -> tuple[np.ndarray, np.ndarray]:
 # --- sound --------------------------------------------------------------------------------------------------------
 
 
-def read_sources(audio: np.ndarray, sample_rate: int, clauses: Sequence[Mapping[str, Any]]) -> list[HeardSource | None]:
+def read_sources(
+    audio: np.ndarray | Sound, sample_rate: int, clauses: Sequence[Mapping[str, Any]]
+) -> list[HeardSource | None]:
     """Timbre and pitch class of each clause's sound; None for what is silent or was not heard.
 
     With one audible clause all sounds of the clip are read, whatever the clause says. With two the clauses tell which
     onset belongs to which source, and the class is then read from the onsets' spectra without them.
     """
-    onsets = source_onsets(audio, sample_rate, clauses)
+    sound = Sound.of(audio, sample_rate)
+    onsets = source_onsets(sound, sample_rate, clauses)
     times = [event.time for event in onsets]
     found: list[HeardSource | None] = []
     for index, clause in enumerate(clauses):
         own = [event.time for event in onsets if event.source == index]
-        found.append(read_sound(audio, sample_rate, own, times) if clause.get("audible", True) and own else None)
+        found.append(read_sound(sound, sample_rate, own, times) if clause.get("audible", True) and own else None)
     return found
 
 
 def read_sound(
-    audio: np.ndarray, sample_rate: int, onsets: Sequence[float], others: Sequence[float] = ()
+    audio: np.ndarray | Sound, sample_rate: int, onsets: Sequence[float], others: Sequence[float] = ()
 ) -> HeardSource | None:
     """Class of the sound that starts at ``onsets`` (s): nearest of the world's timbres, sizes and pitches.
 
     ``others`` are the starts of all sounds; what comes after the next one is not looked at.
     """
-    sound = spectra(audio, sample_rate, window_s=WINDOW, hop_s=HOP)
-    magnitude = np.sqrt(sound.magnitude**2 @ band_matrix(sound.frequencies, low=LOWEST_HZ, bands=BANDS))
+    magnitude = Sound.of(audio, sample_rate).banded
     classes, pitches, templates = _patches(sample_rate)
     total = np.zeros(len(classes))
     for onset in onsets:
@@ -205,8 +205,7 @@ def _patches(sample_rate: int) -> tuple[list[tuple[str, str]], np.ndarray, np.nd
             for shift in _SEMITONES:
                 pitch = float(nominal * 2 ** (shift / 12))
                 tone = modal_tone(timbre, pitch, sample_rate).astype(np.float64)
-                sound = spectra(np.concatenate([silence, tone]), sample_rate, window_s=WINDOW, hop_s=HOP)
-                magnitude = np.sqrt(sound.magnitude**2 @ band_matrix(sound.frequencies, low=LOWEST_HZ, bands=BANDS))
+                magnitude = Sound(np.concatenate([silence, tone]), sample_rate).banded
                 classes.append((timbre, size))
                 pitches.append(pitch)
                 patches.append(_patch(magnitude, len(silence) / sample_rate, _PATCH_STEPS))
@@ -217,7 +216,11 @@ def _patches(sample_rate: int) -> tuple[list[tuple[str, str]], np.ndarray, np.nd
 
 
 def check_attributes(
-    video: np.ndarray, audio: np.ndarray, fps: float, sample_rate: int, clauses: Sequence[Mapping[str, Any]]
+    video: np.ndarray | Picture,
+    audio: np.ndarray | Sound,
+    fps: float,
+    sample_rate: int,
+    clauses: Sequence[Mapping[str, Any]],
 ) -> list[dict[str, bool]]:
     """Which described attributes the clip really has.
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from javis.eval.tracking import Track, as_frames, colour_coverage, track_colour
+from javis.eval.tracking import Picture, Track
 from javis.world.motion import GLOW_SECONDS
 from javis.world.render import BLOOM, COLOURS, DIM
 
@@ -51,11 +51,11 @@ class _Cusp:
     error: float
 
 
-def video_events(video: np.ndarray, fps: float, clause: Mapping[str, Any] | None = None) -> list[VideoEvent]:
+def video_events(video: np.ndarray | Picture, fps: float, clause: Mapping[str, Any] | None = None) -> list[VideoEvent]:
     """Events that the picture shows, in order of time.
 
     Args:
-        video: uint8 (or float in 0..1) [T, H, W, 3].
+        video: uint8 (or float in 0..1) [T, H, W, 3], or a ``Picture`` of it.
         fps: frames per second.
         clause: attributes as ``javis.world.parse_prompt`` gives them; its ``colour`` and ``motion``, where not None,
             say which object to look at and how it is meant to move. Without a clause every colour that is there is
@@ -63,35 +63,14 @@ def video_events(video: np.ndarray, fps: float, clause: Mapping[str, Any] | None
     """
     if not (math.isfinite(fps) and fps > 0):
         raise ValueError(f"fps is {fps}, expected a number > 0")
-    frames = as_frames(video)
     told = clause or {}
     if told.get("visible") is False or told.get("audible") is False:
         return []
-    coverage = colour_coverage(frames)
-    colours = [told["colour"]] if told.get("colour") else present_colours(frames, coverage)
+    picture = Picture.of(video)
     found: list[VideoEvent] = []
-    for colour in colours:
-        track = track_colour(frames, colour, coverage[colour])
-        found += track_events(frames, track, fps, told.get("motion"))
+    for colour in [told["colour"]] if told.get("colour") else picture.colours:
+        found += track_events(picture.frames, picture.track(colour), fps, told.get("motion"))
     return sorted(found, key=lambda event: event.time)
-
-
-def present_colours(frames: np.ndarray, coverage: Mapping[str, np.ndarray] | None = None) -> list[str]:
-    """Colours that cover a connected area large enough for an object, the largest first (at most two)."""
-    cover = colour_coverage(frames) if coverage is None else coverage
-    areas = {name: _object_area(maps) for name, maps in cover.items()}
-    largest = max(areas.values())
-    names = sorted(
-        (name for name, area in areas.items() if area > max(0.0025, 0.08 * largest)), key=lambda n: -areas[n]
-    )
-    return names[:2]
-
-
-def _object_area(maps: np.ndarray) -> float:
-    """Area (frame sides squared) that is solidly covered in the two best frames, so that one flash is enough."""
-    solid = maps[:, 1:-1, 1:-1] + maps[:, :-2, 1:-1] + maps[:, 2:, 1:-1] + maps[:, 1:-1, :-2] + maps[:, 1:-1, 2:]
-    per_frame = (solid > 2.2).sum(axis=(1, 2)) / max(maps.shape[1:]) ** 2
-    return float(np.sort(per_frame)[-2:].mean())
 
 
 def track_events(frames: np.ndarray, track: Track, fps: float, motion: str | None = None) -> list[VideoEvent]:

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from javis.eval.spectral import Spectra, band_matrix, spectra
+from javis.eval.spectral import band_matrix, spectra
 from javis.world.synth import PITCHES, SHAPE_SEMITONES, modal_tone
 
 HOP = 0.0025  # seconds between spectra
@@ -51,22 +52,47 @@ class AudioEvent:
     source: int | None  # index of the clause it was heard for; None if there was no clause
 
 
-def audio_onsets(audio: np.ndarray, sample_rate: int, *, min_gap: float = MIN_GAP_ANY) -> list[AudioEvent]:
+class Sound:
+    """The spectra of a waveform, so that readers of one clip share the work.
+
+    Attributes:
+        magnitude: [frames, bins], with ``frequencies`` [bins] in Hz; frame k is centred on ``k * HOP`` seconds.
+        banded: root of the power in ``BANDS`` bands, [frames, BANDS].
+    """
+
+    def __init__(self, audio: np.ndarray, sample_rate: int) -> None:
+        found = spectra(audio, sample_rate, window_s=WINDOW, hop_s=HOP)
+        self.magnitude, self.frequencies = found.magnitude, found.frequencies
+        bands = _bands(sample_rate, len(found.frequencies))
+        self.banded = np.sqrt(found.magnitude**2 @ bands)
+
+    @classmethod
+    def of(cls, audio: np.ndarray | Sound, sample_rate: int) -> Sound:
+        """``audio`` itself if it is a Sound, else a new one."""
+        return audio if isinstance(audio, Sound) else cls(audio, sample_rate)
+
+
+@lru_cache(maxsize=8)
+def _bands(sample_rate: int, bins: int) -> np.ndarray:
+    return band_matrix(np.linspace(0.0, sample_rate / 2, bins), low=LOWEST_HZ, bands=BANDS)
+
+
+def audio_onsets(audio: np.ndarray | Sound, sample_rate: int, *, min_gap: float = MIN_GAP_ANY) -> list[AudioEvent]:
     """Onsets of everything that sounds, in order of time and at least ``min_gap`` seconds apart.
 
     ``audio`` is float [N] in [-1, 1].
     """
-    sound = spectra(audio, sample_rate, window_s=WINDOW, hop_s=HOP)
-    magnitude = _banded(sound)
-    total = np.sqrt((_rise(magnitude) ** 2).sum(axis=1))
+    total = np.sqrt((_rise(Sound.of(audio, sample_rate).banded) ** 2).sum(axis=1))
     return [AudioEvent(time - BIAS[None], height, None) for time, height in _peaks(total, 0.0, min_gap)]
 
 
-def source_onsets(audio: np.ndarray, sample_rate: int, clauses: Sequence[Mapping[str, Any]]) -> list[AudioEvent]:
+def source_onsets(
+    audio: np.ndarray | Sound, sample_rate: int, clauses: Sequence[Mapping[str, Any]]
+) -> list[AudioEvent]:
     """Onsets of each described source, in order of time.
 
     Args:
-        audio: float [N] in [-1, 1].
+        audio: float [N] in [-1, 1], or a ``Sound`` of it.
         sample_rate: Hz.
         clauses: attributes as ``javis.world.parse_prompt`` gives them (motion, material, size and shape say how it
             sounds; None leaves it open). Clauses of what is silent get no onsets.
@@ -76,17 +102,16 @@ def source_onsets(audio: np.ndarray, sample_rate: int, clauses: Sequence[Mapping
         that a sound of the wrong kind counts and is not overlooked.
     """
     heard = [index for index, clause in enumerate(clauses) if clause.get("audible", True)]
+    sound = Sound.of(audio, sample_rate)
     if len(heard) < 2:
-        everything = audio_onsets(audio, sample_rate, min_gap=MIN_GAP)
+        everything = audio_onsets(sound, sample_rate, min_gap=MIN_GAP)
         if not heard:
             return everything
         shift = BIAS[None] - BIAS[timbre_of(clauses[heard[0]])]
         return [AudioEvent(e.time + shift, e.strength, heard[0]) for e in everything]
-    sound = spectra(audio, sample_rate, window_s=WINDOW, hop_s=HOP)
-    magnitude = _banded(sound)
     average = sound.magnitude.mean(axis=0)
     dictionaries = [_dictionary(clauses[i], sample_rate, average, sound.frequencies) for i in heard]
-    levels = _unmix(magnitude, dictionaries)
+    levels = _unmix(sound.banded, dictionaries)
     rises = [_rise(level[:, None])[:, 0] for level in levels]
     loudest = max(float(rise.max(initial=0.0)) for rise in rises)
     found = [
@@ -108,12 +133,6 @@ def nominal_pitch(timbre: str, size: str, shape: str | None) -> float:
 
 
 # --- rises and peaks ----------------------------------------------------------------------------------------------
-
-
-def _banded(sound: Spectra) -> np.ndarray:
-    """Band magnitudes [frames, BANDS]: root of the summed power."""
-    bands = band_matrix(sound.frequencies, low=LOWEST_HZ, bands=BANDS)
-    return np.sqrt(sound.magnitude**2 @ bands)
 
 
 def _rise(levels: np.ndarray) -> np.ndarray:
@@ -167,9 +186,8 @@ def _dictionary(
             assert timbre is not None
             pitch = refine_pitch(nominal_pitch(timbre, size, clause.get("shape")), average, frequencies)
             tone = modal_tone(timbre, pitch, sample_rate).astype(np.float64)
-            sound = spectra(tone, sample_rate, window_s=WINDOW, hop_s=HOP)
-            banded = _banded(sound)
-            rows += [banded[round(seconds / HOP)] / 1.0 for seconds in (0.016, 0.08)]
+            banded = Sound(tone, sample_rate).banded
+            rows += [banded[round(seconds / HOP)] for seconds in (0.016, 0.08)]
     stacked = np.stack(rows)
     return stacked / np.maximum(np.linalg.norm(stacked, axis=1, keepdims=True), 1e-9)
 

@@ -14,7 +14,8 @@ import numpy as np
 
 from javis.eval.matching import count_events, match_events
 from javis.eval.motion import video_events
-from javis.eval.onsets import audio_onsets, source_onsets
+from javis.eval.onsets import Sound, audio_onsets, source_onsets
+from javis.eval.tracking import Picture
 from javis.world.language import parse_prompt
 
 TOLERANCES = (0.033, 0.050, 0.0625, 0.100)  # seconds
@@ -24,10 +25,11 @@ Clause = Mapping[str, Any]
 
 
 def clause_events(
-    video: np.ndarray, audio: np.ndarray, fps: float, sample_rate: int, clauses: Sequence[Clause]
+    video: np.ndarray | Picture, audio: np.ndarray | Sound, fps: float, sample_rate: int, clauses: Sequence[Clause]
 ) -> list[tuple[list[float], list[float]]]:
     """Times (s) at which each described source is seen and heard: one pair of lists for each clause."""
-    seen = [[event.time for event in video_events(video, fps, clause)] for clause in clauses]
+    picture = Picture.of(video)
+    seen = [[event.time for event in video_events(picture, fps, clause)] for clause in clauses]
     heard: list[list[float]] = [[] for _ in clauses]
     for onset in source_onsets(audio, sample_rate, clauses):
         if onset.source is not None:
@@ -63,10 +65,11 @@ def sync_report(
         ValueError: shapes, dtypes or rates that cannot be read.
     """
     clauses = parse_prompt(prompt) if isinstance(prompt, str) else prompt
+    picture = Picture(video)
     seen: list[dict[str, Any]] = []
     heard: list[dict[str, Any]] = []
     for source, clause in enumerate(clauses if clauses else [None]):
-        for seen_event in video_events(video, fps, clause):
+        for seen_event in video_events(picture, fps, clause):
             seen.append(
                 {
                     "time_s": round(seen_event.time, 4),

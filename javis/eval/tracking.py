@@ -7,12 +7,13 @@ window which follows the object, and frames in which it is missing are bridged.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 
 from javis.world.render import COLOURS
 
+WORKING_SIDE = 64  # pixels; larger frames are averaged down to between this and its double
 WINDOW_RADIUS = 0.20  # frame sides; a large object reaches 0.13 from its centre
 
 
@@ -28,6 +29,17 @@ def as_frames(video: np.ndarray) -> np.ndarray:
     if not np.isfinite(frames).all():
         raise ValueError("video holds NaN or infinite values, expected finite numbers")
     return frames.astype(np.float32)
+
+
+def shrink(frames: np.ndarray) -> np.ndarray:
+    """Average squares of pixels until the longer side is below twice ``WORKING_SIDE``; a remainder is cut off."""
+    count, height, width, channels = frames.shape
+    factor = min(max(height, width) // WORKING_SIDE, height, width)
+    if factor < 2:
+        return frames
+    rows, columns = height // factor, width // factor
+    cut = frames[:, : rows * factor, : columns * factor]
+    return cut.reshape(count, rows, factor, columns, factor, channels).mean(axis=(2, 4), dtype=np.float32)
 
 
 @lru_cache(maxsize=1)
@@ -71,11 +83,6 @@ class Track:
     area: np.ndarray  # covered area, frame sides squared
     coverage: np.ndarray  # float32 [T, H, W]
 
-    @property
-    def found(self) -> bool:
-        """True if there is an object of this colour at all: at least a dozen pixels of 64 x 64 in the usual frame."""
-        return bool(np.median(self.area) > 0.003 or np.mean(self.area > 0.006) > 0.2)
-
 
 def _box_sums(maps: np.ndarray, half: int) -> np.ndarray:
     """Sums of [T, H, W] over squares of side ``2 half + 1`` around every pixel, cut off at the borders."""
@@ -91,17 +98,10 @@ def _box_sums(maps: np.ndarray, half: int) -> np.ndarray:
     return maps
 
 
-def track_colour(frames: np.ndarray, colour: str, coverage: np.ndarray | None = None) -> Track:
-    """Follow the object of one colour.
-
-    Args:
-        frames: float32 [T, H, W, 3] in 0..1.
-        colour: one of the world's colours.
-        coverage: result of ``colour_coverage`` for this colour, if known.
-    """
-    count, height, width = frames.shape[:3]
+def track_colour(colour: str, cover: np.ndarray) -> Track:
+    """Follow the object of one colour, given the result [T, H, W] of ``colour_coverage`` for it."""
+    count, height, width = cover.shape
     side = max(height, width)
-    cover = colour_coverage(frames)[colour] if coverage is None else coverage
     sums = _box_sums(cover.astype(np.float64), max(1, round(0.07 * side)))
     flat = sums.reshape(count, -1)
     start = np.stack(np.unravel_index(flat.argmax(axis=1), (height, width)), axis=1)
@@ -109,7 +109,7 @@ def track_colour(frames: np.ndarray, colour: str, coverage: np.ndarray | None = 
     missing = flat.max(axis=1) < 0.25 * np.quantile(flat.max(axis=1), 0.95) + 1e-6
     rows, columns = np.arange(height) + 0.5, np.arange(width) + 0.5
     radius = WINDOW_RADIUS * side
-    for _ in range(5):
+    for _ in range(4):
         distance = np.hypot(rows[None, :, None] - y[:, None, None], columns[None, None, :] - x[:, None, None])
         weight = cover * np.clip(radius - distance, 0.0, 1.0)
         total = weight.sum(axis=(1, 2))
@@ -120,3 +120,41 @@ def track_colour(frames: np.ndarray, colour: str, coverage: np.ndarray | None = 
         known = np.flatnonzero(~missing)
         x, y = (np.interp(np.arange(count), known, values[known]) for values in (x, y))
     return Track(colour, x / side, y / side, total / side**2, cover)
+
+
+class Picture:
+    """The frames of a clip with what has been found in them, so that readers of one clip share the work."""
+
+    def __init__(self, video: np.ndarray) -> None:
+        self.frames = shrink(as_frames(video))
+        self._tracks: dict[str, Track] = {}
+
+    @classmethod
+    def of(cls, video: np.ndarray | Picture) -> Picture:
+        """``video`` itself if it is a Picture, else a new one."""
+        return video if isinstance(video, Picture) else cls(video)
+
+    @cached_property
+    def coverage(self) -> dict[str, np.ndarray]:
+        """``colour_coverage`` of the frames."""
+        return colour_coverage(self.frames)
+
+    @cached_property
+    def colours(self) -> list[str]:
+        """Colours that cover a connected area large enough for an object, the largest first, at most two."""
+        areas = {name: _object_area(maps) for name, maps in self.coverage.items()}
+        least = max(0.0025, 0.08 * max(areas.values()))
+        return sorted((name for name, area in areas.items() if area > least), key=lambda name: -areas[name])[:2]
+
+    def track(self, colour: str) -> Track:
+        """``track_colour`` of one colour."""
+        if colour not in self._tracks:
+            self._tracks[colour] = track_colour(colour, self.coverage[colour])
+        return self._tracks[colour]
+
+
+def _object_area(maps: np.ndarray) -> float:
+    """Area (frame sides squared) that is solidly covered in the two best frames, so that one flash is enough."""
+    solid = maps[:, 1:-1, 1:-1] + maps[:, :-2, 1:-1] + maps[:, 2:, 1:-1] + maps[:, 1:-1, :-2] + maps[:, 1:-1, 2:]
+    per_frame = (solid > 2.2).sum(axis=(1, 2)) / max(maps.shape[1:]) ** 2
+    return float(np.sort(per_frame)[-2:].mean())

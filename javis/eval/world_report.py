@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from javis.errors import UsageError
-from javis.eval.attributes import HEARD, SEEN, check_attributes, read_objects
+from javis.eval.attributes import HEARD, SEEN, check_attributes
 from javis.eval.matching import EventCounts, count_events, match_events, total_counts
-from javis.eval.onsets import audio_onsets
+from javis.eval.onsets import Sound, audio_onsets
 from javis.eval.stats import bootstrap_interval
 from javis.eval.sync import PRIMARY, TOLERANCES, clause_events
+from javis.eval.tracking import Picture
 
 SHUFFLES = 8
 
@@ -56,9 +57,10 @@ def measure(clip: Clip) -> Measured:
     both = [k for k, c in enumerate(clauses) if c.get("visible", True) and c.get("audible", True)]
     visible = sum(bool(c.get("visible", True)) for c in clauses)
     audible = sum(bool(c.get("audible", True)) for c in clauses)
-    events = clause_events(clip.video, clip.audio, clip.fps, clip.sample_rate, clauses)
+    picture, sound = Picture(clip.video), Sound(clip.audio, clip.sample_rate)
+    events = clause_events(picture, sound, clip.fps, clip.sample_rate, clauses)
     checks: dict[str, list[bool]] = {}
-    for result in check_attributes(clip.video, clip.audio, clip.fps, clip.sample_rate, clauses):
+    for result in check_attributes(picture, sound, clip.fps, clip.sample_rate, clauses):
         for name, right in result.items():
             checks.setdefault(name, []).append(right)
     if not audible:
@@ -72,8 +74,8 @@ def measure(clip: Clip) -> Measured:
         sources=[events[k] for k in both],
         truth=None if clip.truth is None else [list(clip.truth[k]) for k in both],
         checks=checks,
-        objects_right=len(read_objects(clip.video, clip.fps)) == visible,
-        onsets=len(audio_onsets(clip.audio, clip.sample_rate)),
+        objects_right=len(picture.colours) == visible,
+        onsets=len(audio_onsets(sound, clip.sample_rate)),
     )
 
 
