@@ -72,7 +72,7 @@ def contact_sheet(
         cmap="magma",
         vmin=_FLOOR_DB,
         vmax=0,
-        extent=(0, len(audio) / sample_rate, 0, len(levels)),
+        extent=(0, max(len(audio), 1) / sample_rate, 0, len(levels)),
     )
     ticks = [hz for hz in (250, 500, 1000, 2000, 4000, 8000, 16000) if hz <= sample_rate / 2]
     sound.set(xlim=(0, seconds), ylim=(0, len(levels)), xlabel="time (s)")
@@ -121,4 +121,4 @@ def log_mel_picture(audio: np.ndarray, sample_rate: int, bands: int = 80) -> tup
     nearest = np.abs(hertz - edges[1:-1, None]).argmin(axis=1)
     triangles[empty, nearest[empty]] = 1.0
     mel = power @ triangles.T
-    return (10 * np.log10(np.maximum(mel, 1e-12) / max(float(mel.max()), 1e-6))).T.astype(np.float32), edges
+    return (10 * np.log10(np.maximum(mel, 1e-14) / max(float(mel.max()), 1e-6))).T.astype(np.float32), edges
