@@ -252,6 +252,8 @@ class FinalLayer(nn.Module):
     def __init__(self, config: JavisDiTConfig, ops: ModelOps, size_out: int) -> None:
         super().__init__()
         self.ops = ops
+        # A predicted sample is divided by the share of noise, which multiplies rounding errors: keep it in float32.
+        self.wide = config.prediction == "sample"
         self.modulation = nn.Parameter(torch.randn(2, config.hidden_size) / config.hidden_size**0.5)
         self.linear = nn.Linear(config.hidden_size, size_out)
 
@@ -265,7 +267,11 @@ class FinalLayer(nn.Module):
             frames = frame_mask.shape[1]
             keep = frame_mask[:, :, None, None]
             y = torch.where(keep, y.unflatten(1, (frames, -1)), twice.unflatten(1, (frames, -1))).flatten(1, 2)
-        return self.linear(y)
+        if not self.wide:
+            return self.linear(y)
+        with torch.autocast(y.device.type, enabled=False):
+            bias = None if self.linear.bias is None else self.linear.bias.float()
+            return F.linear(y.float(), self.linear.weight.float(), bias)
 
 
 class JavisLayer(nn.Module):

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 PriorMode = Literal["cross_attn", "addition", "modulate"]
 PriorScope = Literal["sample", "batch"]
+Prediction = Literal["velocity", "sample"]
 
 # Official constructor names on the left, ours on the right; everything else has the same name or no meaning here.
 _OFFICIAL_FIELDS = {
@@ -50,6 +51,7 @@ class JavisDiTConfig:
     qk_norm: bool = True  # per-head RMS norm of queries and keys in self-attention
     pred_sigma: bool = True  # twice the output channels; the first half is the velocity
     input_sq_size: int = 512  # side in pixels for which the position grid has unit step
+    prediction: Prediction = "velocity"  # what the final layers give; "sample" for tokens wider than the model
     clock: bool = False  # add an embedding of time shared by both streams (not in the official model)
     condition_dropout: float = 0.1  # share of training samples whose caption and priors are dropped
 
@@ -62,6 +64,8 @@ class JavisDiTConfig:
             raise ValueError(f"hidden_size {self.hidden_size} must be divisible by 4 (2-D sin/cos position embedding)")
         if self.prior_mode not in ("cross_attn", "addition", "modulate"):
             raise ValueError(f"prior_mode {self.prior_mode!r} is not one of cross_attn, addition, modulate")
+        if self.prediction not in ("velocity", "sample"):
+            raise ValueError(f"prediction {self.prediction!r} is not one of velocity, sample")
         object.__setattr__(self, "video_patch", tuple(self.video_patch))
         object.__setattr__(self, "audio_patch", tuple(self.audio_patch))
 

@@ -54,6 +54,22 @@ class Conditioning:
     with_bidirectional: bool = True
 
 
+MIN_NOISE_SHARE = 0.05
+
+
+def velocity_of_sample(out: Tensor, x_t: Tensor, timestep: Tensor) -> Tensor:
+    """Velocity from a predicted clean sample: ``x - noise = (x - x_t) / (t/1000)``, t/1000 at least 0.05.
+
+    A token that holds more values than the model is wide cannot carry its own noise through the residual stream, which a
+    predicted velocity needs; the clean sample has few degrees of freedom (Li & He, arXiv 2511.13720). Channels beyond
+    those of ``x_t`` (pred_sigma) pass through.
+    """
+    share = (timestep.float() / 1000).clamp(min=MIN_NOISE_SHARE).view(-1, *[1] * (out.ndim - 1))
+    channels = x_t.shape[1]
+    velocity = (out[:, :channels].float() - x_t.float()) / share
+    return torch.cat((velocity, out[:, channels:].float()), dim=1) if out.shape[1] > channels else velocity
+
+
 class JavisDiT(nn.Module):
     """Predicts the velocity ``x_start - noise`` of video and audio latents.
 
@@ -270,10 +286,12 @@ class JavisDiT(nn.Module):
         a_out = self.audio_final(a, time, time0, a_step.frame_mask)
         v_grid = self.embed.video.grid(condition.video_sizes)
         a_grid = self.embed.audio.grid(condition.audio_sizes)
-        return Velocity(
-            unpatchify(v_out, v_grid, c.video_patch, condition.video_sizes),
-            unpatchify(a_out, a_grid, c.audio_patch, condition.audio_sizes),
-        )
+        video_out = unpatchify(v_out, v_grid, c.video_patch, condition.video_sizes)
+        audio_out = unpatchify(a_out, a_grid, c.audio_patch, condition.audio_sizes)
+        if c.prediction == "sample":
+            video_out = velocity_of_sample(video_out, video, timestep)
+            audio_out = velocity_of_sample(audio_out, audio, timestep)
+        return Velocity(video_out, audio_out)
 
     def _step_state(
         self, time: Tensor, time0: Tensor | None, mask: Tensor | None, patch: int, frames: int, rope: Rope

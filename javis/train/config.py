@@ -35,9 +35,9 @@ class DemoTrainConfig:
     batch: int = 16  # clips a step, over all processes
     processes: int = 2  # workers, one thread each
     precision: str = "bf16"  # of matrix products: bf16 or fp32
-    branches: StageConfig = field(default_factory=lambda: StageConfig(steps=600, decay=0.0))  # stage 1
+    branches: StageConfig = field(default_factory=lambda: StageConfig(steps=300, warmup=100, decay=0.0))  # stage 1
     prior: StageConfig = field(default_factory=lambda: StageConfig(steps=500, learning_rate=1e-3))  # stage 2
-    joint: StageConfig = field(default_factory=lambda: StageConfig(steps=8000))  # stage 3
+    joint: StageConfig = field(default_factory=lambda: StageConfig(steps=6000, warmup=100))  # stage 3
     freeze_branches: bool = False  # joint stage: train only prior blocks and bidirectional attention, as the paper does
     weight_decay: float = 0.01
     clip_gradient: float = 1.0
@@ -81,6 +81,7 @@ class DemoTrainConfig:
             temporal_prior_len=self.prior_tokens,
             prior_channels=self.prior_channels,
             pred_sigma=False,
+            prediction="sample",
             clock=True,
             input_sq_size=self.world.size,
             condition_dropout=self.condition_dropout,
