@@ -42,7 +42,9 @@ class DemoTrainConfig:
     weight_decay: float = 0.01
     clip_gradient: float = 1.0
     ema: float = 0.999  # decay of the averaged weights that are exported
-    timestep_ratio: float = 1.5  # shift of the timesteps towards noise, in training and sampling
+    timestep_ratio: float = 2.25  # shift of the training timesteps towards noise; the median is then 0.69
+    timestep_std: float = 0.8  # of the logit-normal timesteps: few with little noise, where the loss weighs 1/t^2
+    sampling_ratio: float = 1.5  # shift of the timesteps in sampling
     condition_dropout: float = 0.1  # share of samples trained without caption and priors
     caption_full: float = 0.5  # share of samples with the full caption; the rest lacks attribute words
     save_every: int = 250  # steps

@@ -102,7 +102,7 @@ class Batches:
             "text": text,
             "text_mask": mask,
             "drop": torch.from_numpy(drop),
-            "t": sample_timesteps(len(index), generator=generator, ratio=c.timestep_ratio),
+            "t": sample_timesteps(len(index), generator=generator, ratio=c.timestep_ratio, logit_std=c.timestep_std),
             "video_noise": torch.randn(video.shape, generator=generator),
             "audio_noise": torch.randn(audio.shape, generator=generator),
         }
