@@ -75,13 +75,13 @@ bench: $(VENV)/.installed
 # --- brought by later issues -----------------------------------------------------------------------------------------
 
 aot:
-	@echo "make aot: ahead-of-time compilation checks of the GPU kernels come with the Triton and CUDA kernels (issue 3)" >&2; exit 2
+	@echo "make aot: ahead-of-time compilation checks come with the Triton kernels (issue 3)" >&2; exit 2
 
 gpu:
-	@echo "make gpu: the GPU test and benchmark sections come with the Triton and CUDA kernels (issue 3)" >&2; exit 2
+	@echo "make gpu: the GPU test and benchmark sections come with the CUDA kernels (issue 4)" >&2; exit 2
 
 docs:
-	@echo "make docs: generated documentation comes with the benchmark tables (issue 3); the pages are in docs/" >&2; exit 2
+	@echo "make docs: documentation generated from the benchmark rows comes with the CUDA kernels (issue 4); the pages are in docs/" >&2; exit 2
 
 clean:
 	rm -rf $(VENV) .ci/venv build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

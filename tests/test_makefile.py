@@ -1,0 +1,47 @@
+"""The commands of the Makefile that do nothing yet say what will bring them; those that do something exist."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.skipif(
+    shutil.which("make") is None or not (ROOT / "Makefile").is_file(), reason="needs make and a source tree"
+)
+
+
+def make(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL")}
+    return subprocess.run(
+        ["make", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.mark.parametrize("target", ["aot", "gpu", "docs"])
+def test_later_commands_name_their_issue(target: str) -> None:
+    done = make(target)
+    assert done.returncode == 2
+    assert f"make {target}:" in done.stderr
+    assert "issue" in done.stderr
+
+
+@pytest.mark.parametrize("target", ["demo", "test", "check", "bench", "clean"])
+def test_commands_expand(target: str, tmp_path: Path) -> None:
+    """A dry run: every recipe parses, and the environment comes first where one is needed."""
+    done = make("--dry-run", target, f"VENV={tmp_path / 'venv'}")
+    assert done.returncode == 0, done.stderr
+    if target != "clean":
+        assert "-m venv" in done.stdout
+        assert "--no-build-isolation" in done.stdout
+
+
+def test_continuous_integration_can_be_run() -> None:
+    script = ROOT / ".ci/run"
+    assert os.access(script, os.X_OK)
+    done = subprocess.run(["bash", "-n", str(script)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
