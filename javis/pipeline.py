@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -117,7 +117,8 @@ class JavisPipeline:
             prior = PriorEstimator(PriorConfig.from_dict(description["prior"]))
             video_codec, audio_codec = build_codecs(description["codecs"])
             text_encoder = WordEncoder(WordEncoderConfig(**description["text"]))
-        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+            _check_settings(description)
+        except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RuntimeError, OSError) as error:
             raise UsageError(
                 f"checkpoint {str(source)!r}: config.json is not usable ({_one_line(error)}); export it again"
             ) from error
@@ -256,6 +257,9 @@ class JavisPipeline:
             raise UsageError(f"guidance must be between 0 and 100 (1 = none), got {guidance}")
         if batch_size < 1:
             raise UsageError(f"batch size must be at least 1, got {batch_size}")
+        named: set[str] = {ablate} if isinstance(ablate, str) else set(ablate)
+        if unknown := sorted(named - set(get_args(Ablation))):
+            raise UsageError(f"unknown ablation {', '.join(map(repr, unknown))}; expected prior, bidirectional")
         frames = self.frames_of(self.description["clip"]["seconds"] if seconds is None else seconds)
         seeds = _seeds(seed, generator, len(prompts))
         captions = self.captions(prompts)
@@ -354,6 +358,17 @@ class JavisPipeline:
         sound = self.audio_codec.decode(audio, samples, seeds=[s % 2**62 for s in seeds])
         spent["decode"] += time.perf_counter() - started
         return picture.numpy(), sound.numpy()
+
+
+def _check_settings(description: dict[str, Any]) -> None:
+    """The parts of ``config.json`` that no constructor checks: format of the clips and sampling defaults."""
+    clip, sampling = description["clip"], description["sampling"]
+    numbers = {name: clip[name] for name in ("size", "fps", "sample_rate", "seconds")}
+    numbers |= {name: sampling[name] for name in ("steps", "guidance", "timestep_ratio")}
+    for name, value in numbers.items():
+        whole = name in ("size", "fps", "sample_rate", "steps")
+        if not math.isfinite(value) or value <= 0 or (whole and value != int(value)):
+            raise ValueError(f"{name} must be a positive {'whole ' * whole}number, got {value!r}")
 
 
 def _generator(seed: int, stream: int) -> torch.Generator:

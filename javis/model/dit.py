@@ -60,8 +60,8 @@ MIN_NOISE_SHARE = 0.05
 def velocity_of_sample(out: Tensor, x_t: Tensor, timestep: Tensor) -> Tensor:
     """Velocity from a predicted clean sample: ``x - noise = (x - x_t) / (t/1000)``, t/1000 at least 0.05.
 
-    A token that holds more values than the model is wide cannot carry its own noise through the residual stream, which a
-    predicted velocity needs; the clean sample has few degrees of freedom (Li & He, arXiv 2511.13720). Channels beyond
+    A token that holds more values than the model is wide cannot carry its own noise through the residual stream, which
+    a predicted velocity needs; the clean sample has few degrees of freedom (Li & He, arXiv 2511.13720). Channels beyond
     those of ``x_t`` (pred_sigma) pass through.
     """
     share = (timestep.float() / 1000).clamp(min=MIN_NOISE_SHARE).view(-1, *[1] * (out.ndim - 1))

@@ -22,6 +22,12 @@ class LogMelConfig:
     floor: float = 1e-3  # magnitude below which there is silence
     iterations: int = 48  # of Griffin-Lim
 
+    def __post_init__(self) -> None:
+        if not 0 < self.hop <= self.window <= self.fft:
+            raise ValueError(f"expected 0 < hop <= window <= fft, got {self.hop}, {self.window} and {self.fft}")
+        if self.bins < 1 or not 0 <= self.low < self.high <= self.sample_rate / 2:
+            raise ValueError(f"expected mel bands between 0 Hz and half of {self.sample_rate}, got {self}")
+
 
 def mel_filters(config: LogMelConfig) -> Tensor:
     """Triangular filters with unit peak on the HTK mel scale -> [bins, fft/2+1]."""
