@@ -8,6 +8,7 @@ sources of a caption are told apart by unmixing the spectrum into what each of t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -138,10 +139,13 @@ def nominal_pitch(timbre: str, size: str, shape: str | None) -> float:
 def _rise(levels: np.ndarray) -> np.ndarray:
     """Rise of ``levels`` [frames, K] from ``LAG`` hops before to ``LAG`` hops after each frame.
 
-    The level before counts ``LOUDER`` times: a tone that wavers is not struck again.
+    The level before counts ``LOUDER`` times: a tone that wavers is not struck again. The last frames, whose spectra
+    reach beyond the clip, have no rise: being cut off is a click, but no event.
     """
     padded = np.pad(levels, ((LAG, LAG), (0, 0)), mode="edge")
-    return np.maximum(padded[2 * LAG :] - LOUDER * padded[: -2 * LAG], 0.0)
+    rise = np.maximum(padded[2 * LAG :] - LOUDER * padded[: -2 * LAG], 0.0)
+    rise[max(0, len(rise) - LAG - math.ceil(WINDOW / 2 / HOP)) :] = 0.0
+    return np.asarray(rise)
 
 
 def _peaks(rise: np.ndarray, loudest: float, min_gap: float) -> list[tuple[float, float]]:
