@@ -129,15 +129,22 @@ def step_flops(config: JavisDiTConfig, grid: Grid, *, batch: int = 1, text: int 
     return {name: 2 * batch * value for name, value in macs.items()}
 
 
-def condition_flops(config: JavisDiTConfig, *, batch: int = 1, text: int | None = None) -> int:
-    """FLOPs of one ``condition`` of ``batch`` samples: embeddings, and keys and values of all layers."""
+def condition_flops(config: JavisDiTConfig, grid: Grid, *, batch: int = 1, text: int | None = None) -> int:
+    """FLOPs of one ``condition`` of ``batch`` samples: embeddings, and keys and values of all layers.
+
+    Where priors are added or modulate, they are stretched to the places and frames of each stream first.
+    """
     c, text = config.hidden_size, config.caption_length if text is None else text
     macs = 2 * text * (config.caption_channels * c + c * c) + config.depth * 4 * text * 2 * c * c
     macs += 256 * c + c * c  # frames per second
     if config.use_prior:
         tokens = config.spatial_prior_len + config.temporal_prior_len
         macs += tokens * (config.prior_channels * c + c * c)
-        macs += config.depth * 2 * tokens * {"cross_attn": 2, "addition": 1, "modulate": 2}[config.prior_mode] * c * c
+        if config.prior_mode == "cross_attn":
+            macs += config.depth * 2 * tokens * 2 * c * c
+        else:
+            stretched = grid.video_frames + grid.video_places + grid.audio_frames + grid.audio_places
+            macs += config.depth * stretched * (1 if config.prior_mode == "addition" else 2) * c * c
     return 2 * batch * macs
 
 
@@ -176,14 +183,31 @@ def memory_bytes(
 
 
 def count_parameters(config: JavisDiTConfig) -> int:
-    """Parameters of the model, counted on one that has no memory. The two null captions are tied, as officially."""
-    import torch
+    """Parameters of the model; the null captions of both branches are tied, as officially, and count once."""
+    c, hidden, inner = config.hidden_size, config.mlp_size, config.bidirectional_size
+    tokens = config.spatial_prior_len + config.temporal_prior_len
 
-    from javis.model.dit import JavisDiT
+    def linear(size_in: int, size_out: int) -> int:
+        return size_in * size_out + size_out
 
-    with torch.device("meta"):
-        model = JavisDiT(config)
-    return sum(p.numel() for p in model.parameters()) - config.caption_length * config.caption_channels
+    mlp = linear(c, hidden) + linear(hidden, c)
+    cross = linear(c, c) + linear(c, 2 * c) + linear(c, c)  # q, kv, proj
+    norms = 2 * config.head_size if config.qk_norm else 0
+    layer = 4 * (6 * c + linear(c, 3 * c) + linear(c, c) + norms + cross + mlp)
+    total = linear(c, 6 * c) + 2 * (linear(256, c) + linear(c, c))  # timestep and frames per second
+    total += config.caption_length * config.caption_channels + 2 * (linear(config.caption_channels, c) + linear(c, c))
+    if config.use_prior:
+        step = {"cross_attn": cross, "addition": linear(c, c), "modulate": linear(c, 2 * c)}[config.prior_mode]
+        layer += 2 * (9 * c + 2 * step + mlp)
+        total += linear(c, 9 * c) + tokens * config.prior_channels + linear(config.prior_channels, c) + linear(c, c)
+    if config.use_bidirectional:
+        layer += 2 * c + 4 * linear(c, inner) + 2 * linear(inner, c)
+    for patch, channels_in, channels_out in (
+        (math.prod(config.video_patch), config.video_channels, config.video_out_channels),
+        (math.prod(config.audio_patch), config.audio_channels, config.audio_out_channels),
+    ):
+        total += linear(patch * channels_in, c) + 2 * c + linear(c, patch * channels_out)
+    return total + config.depth * layer
 
 
 def plan(args: PlanArgs) -> dict[str, Any]:
@@ -204,7 +228,7 @@ def plan(args: PlanArgs) -> dict[str, Any]:
     config, grid, clip = _official(args) if args.model == "official" else _checkpoint(args)
     batch = 2 if args.guidance else 1
     flops = step_flops(config, grid, batch=batch)
-    step, once = sum(flops.values()), condition_flops(config, batch=batch)
+    step, once = sum(flops.values()), condition_flops(config, grid, batch=batch)
     total = once + args.steps * step
     parameters = count_parameters(config)
     memory = memory_bytes(config, grid, parameters, batch=batch)

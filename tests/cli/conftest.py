@@ -22,7 +22,9 @@ class RenderingPipeline:
 
     def __init__(self) -> None:
         self.calls: list[dict[str, Any]] = []
-        self.before_clip: Callable[[int], None] = lambda number: None  # hook: called with the number of clips made so far
+        self.before_clip: Callable[[int], None] = lambda number: (
+            None
+        )  # hook: called with the number of clips made so far
         self.made = 0
 
     def captions(self, prompts: Sequence[str]) -> list[str]:
@@ -60,9 +62,14 @@ class RenderingPipeline:
 
 
 @pytest.fixture
-def pipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> RenderingPipeline:
+def pipe(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> RenderingPipeline:
     """`JavisPipeline.from_pretrained` gives this; the working directory is ``tmp_path``."""
     pipeline = RenderingPipeline()
+    if not getattr(request, "param", False):
+        # Detecting and drawing take longer than all the rest; they have tests of their own.
+        report = {"video_events": [], "audio_events": [], "matched": [], "mean_abs_offset_ms": None}
+        monkeypatch.setattr("javis.eval.sync.sync_report", lambda *_: report)
+        monkeypatch.setattr("javis.contact_sheet.contact_sheet", lambda path, *_, **__: Path(path).write_bytes(b"png"))
     monkeypatch.setattr(JavisPipeline, "from_pretrained", lambda *args, **kwargs: pipeline)
     monkeypatch.chdir(tmp_path)
     return pipeline

@@ -49,9 +49,7 @@ def test_frames_stand_in_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("frames", "samples"), [(1, 1000), (4, 4000), (3, 0)])
 def test_short_clips_and_odd_titles(tmp_path: Path, frames: int, samples: int) -> None:
     title = r"$x_ \frac{ {} \u0000 % 红球 " + "word " * 200
-    contact_sheet(
-        tmp_path / "s.png", np.zeros((frames, 8, 16, 3), np.uint8), np.zeros(samples), 16, 16000, title=title
-    )
+    contact_sheet(tmp_path / "s.png", np.zeros((frames, 8, 16, 3), np.uint8), np.zeros(samples), 16, 16000, title=title)
     assert imread(tmp_path / "s.png").shape[1] == 1430
     assert files(tmp_path) == {"s.png"}
 

@@ -124,9 +124,7 @@ def test_scaling_is_smooth_and_does_not_shift(tmp_path: Path, size: tuple[int, i
     rows, columns = np.mgrid[0 : size[0], 0 : size[1]] + 0.5
     centre = (weight * columns).sum() / weight.sum() / size[1], (weight * rows).sum() / weight.sum() / size[0]
     assert centre == pytest.approx((22.3 / 64, 41.6 / 64), abs=0.2 / 64)
-    expected = 200 * np.exp(
-        -((columns * 64 / size[1] - 22.3) ** 2 + (rows * 64 / size[0] - 41.6) ** 2) / (2 * 5.0**2)
-    )
+    expected = 200 * np.exp(-((columns * 64 / size[1] - 22.3) ** 2 + (rows * 64 / size[0] - 41.6) ** 2) / (2 * 5.0**2))
     assert np.abs(image - expected - 20).max() < 8, "nearest-neighbour scaling would be off by about 20 on the slopes"
 
 
