@@ -29,7 +29,7 @@ def run(*arguments: str) -> int:
 def run_many(*arguments: str) -> int:
     """The rows of many.csv into many/, small so that encoding is quick."""
     size = () if "--resolution" in arguments else ("--resolution", "32x32")
-    return run_many(*size, *arguments)
+    return run("--prompts", "many.csv", "--out", "many", *size, *arguments)
 
 
 def complaint(capsys: pytest.CaptureFixture[str]) -> str:
