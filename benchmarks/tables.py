@@ -71,9 +71,10 @@ def eval_section(rows: list[Row]) -> str:
     last = list(newest.values())[-1]
     return (
         "\n## The built-in model on held-out captions and seeds\n\n"
-        f"`javis eval world`, {last['count']} clips of each kind; {where(last)}. Bars: F1 0.93 and 0.75, shuffled 0.30, "
-        "offset 15 ms, attributes 0.98, pitch 0.95. Event F1 compares what is seen with what is heard; the shuffled "
-        "control pairs each picture with another clip's sound; the offset is the mean absolute one of matched events."
+        f"`javis eval world`, {last['count']} clips of each kind; {where(last)}. Bars: F1 0.93 and 0.75, "
+        "shuffled 0.30, offset 15 ms, attributes 0.98, pitch 0.95. Event F1 compares what is seen with what is heard; "
+        "the shuffled control pairs each picture with another clip's sound; the offset is the mean absolute one of "
+        "matched events."
         "\n\n" + table(header, cells)
     )
 
@@ -98,16 +99,14 @@ def train_step_section(rows: list[Row]) -> str:
     newest = {row["variant"]: row for row in rows}
     if not newest:
         return ""
-    cells = [
-        [name, row["s_p20"], row["s_p50"], row["s_p80"], row["times_faster_than_float32"]]
-        for name, row in newest.items()
-    ]
+    columns = ("s_p20", "s_p50", "s_p80", "times_faster_than_float32")
+    cells = [[name, *(row[column] for column in columns)] for name, row in newest.items()]
     one = next(iter(newest.values()))
-    return (
+    title = (
         "\n## Training step of the built-in model\n\n"
         f"`python benchmarks/train_step.py`, batch {one['batch']}, {one['threads']} thread; {where(one)}.\n\n"
-        + table(["matrix products", "s p20", "s p50", "s p80", "times faster"], cells)
     )
+    return title + table(["matrix products", "s p20", "s p50", "s p80", "times faster"], cells)
 
 
 def kernel_section(rows: list[Row]) -> str:
