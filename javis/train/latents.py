@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from javis.errors import UsageError
 from javis.model.codecs import PatchAudioCodec, PatchVideoCodec, build_codecs, codec_config
 from javis.world import WorldConfig, caption, render_audio, render_video, sample_scene
 
@@ -113,12 +114,11 @@ def build_latents(
     processes: int,
     split: str = "train",
 ) -> LatentSet:
-    """Render and encode ``clips`` world clips into ``folder``; a second call goes on where the first stopped."""
-    if (folder / "captions.json").exists():
-        return LatentSet.open(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "codecs.safetensors").exists():
-        save_codecs(folder / "codecs.safetensors", video_codec, audio_codec)
+    """Render and encode ``clips`` world clips into ``folder``; a second call goes on where the first stopped.
+
+    Raises:
+        UsageError: ``folder`` holds finished latents of other sizes.
+    """
     frames = round(config.seconds * config.fps)
     video_sizes = video_codec.latent_sizes(frames, config.size, config.size)
     audio_sizes = audio_codec.latent_sizes(round(config.seconds * config.sample_rate))
@@ -126,9 +126,22 @@ def build_latents(
         "video": (clips, video_codec.config.coefficients, *video_sizes),
         "audio": (clips, audio_codec.config.coefficients, *audio_sizes),
     }
+    if (folder / "captions.json").exists():
+        finished = LatentSet.open(folder)
+        if (finished.video.shape, finished.audio.shape) != (shapes["video"], shapes["audio"]):
+            raise UsageError(
+                f"{folder} holds latents of shapes {finished.video.shape} and {finished.audio.shape}, but the "
+                f"configuration asks for {shapes['video']} and {shapes['audio']}; remove it or choose another folder"
+            )
+        return finished
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "codecs.safetensors").exists():
+        save_codecs(folder / "codecs.safetensors", video_codec, audio_codec)
     for name, shape in shapes.items():
         path = folder / f"{name}.npy"
         if not path.exists() or np.load(path, mmap_mode="r").shape != shape:
+            for marker in folder.glob("chunk_*.json"):  # their latents are gone
+                marker.unlink()
             np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape).flush()
     starts = range(0, clips, CHUNK)
     jobs = [(str(folder), start, min(start + CHUNK, clips), seed, config, split) for start in starts]
