@@ -1,4 +1,4 @@
-"""JavisDiT: gradients, the clock shared by both streams, errors."""
+"""JavisDiT: gradients, prediction of samples, the clock shared by both streams, errors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from javis.flow import add_noise
 from javis.model.config import JavisDiTConfig
+from javis.model.dit import velocity_of_sample
 from javis.model.embed import clock_positions
 
 from .small import MODES, distance, frame_masks, make_inputs, run, small_config, small_model
@@ -63,6 +65,47 @@ def test_gradients_reach_every_parameter(mode: str) -> None:
             assert (gradient[idle] == 0).all(), name
             gradient = gradient[~idle]
         assert (gradient.reshape(len(gradient), -1).abs().amax(1) > 1e-11 * scale).all(), name
+
+
+# -- prediction of samples ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pred_sigma", [False, True])
+def test_predicted_samples_become_velocities(pred_sigma: bool) -> None:
+    """x_t = x + s (noise - x) gives x - noise = (x - x_t) / s with s = t/1000, which is kept above 0.05."""
+    direct, sample = (small_model(pred_sigma=pred_sigma, prediction=p) for p in ("velocity", "sample"))
+    noisy, told = make_inputs(direct.config, batch=3)
+    noisy["timestep"] = torch.tensor([1000.0, 300.0, 2.0])
+    predicted, velocity = run(direct, noisy, told), run(sample, noisy, told)
+    for name in ("video", "audio"):
+        x, out, latents = getattr(predicted, name), getattr(velocity, name), noisy[name]
+        count = latents.shape[1]
+        for i, share in enumerate((1.0, 0.3, 0.05)):
+            expected = (x[i, :count] - latents[i]) / share
+            torch.testing.assert_close(out[i, :count], expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(out[:, count:], x[:, count:], rtol=1e-5, atol=1e-5)
+        assert out.shape == x.shape
+
+
+@settings(max_examples=30, deadline=None)
+@given(t=st.floats(50, 1000), seed=st.integers(0, 100))
+def test_a_true_sample_gives_the_true_velocity(t: float, seed: int) -> None:
+    x, noise = torch.randn(2, 1, 3, 4, 2, generator=torch.Generator().manual_seed(seed))
+    time = torch.tensor([t])
+    velocity = velocity_of_sample(x, add_noise(x, noise, time), time)
+    torch.testing.assert_close(velocity, x - noise, rtol=1e-3, atol=1e-4)
+
+
+def test_bfloat16_does_not_coarsen_predicted_samples() -> None:
+    """At little noise the error of the prediction is multiplied by up to 20; the last projection stays in float32."""
+    model = small_model(prediction="sample")
+    layer = model.video_final
+    x, time = torch.randn(2, 6, 32), torch.randn(2, 32)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        out = layer(x, time, None, None)
+    assert out.dtype == torch.float32
+    with torch.no_grad():
+        torch.testing.assert_close(out, layer(x, time, None, None), rtol=1e-5, atol=1e-5)
 
 
 # -- the clock ---------------------------------------------------------------------------------------------------------
@@ -137,6 +180,7 @@ def test_denoise_errors(changes: dict[str, Tensor], message: str) -> None:
         ({"hidden_size": 12, "num_heads": 4}, "must be even"),
         ({"hidden_size": 30, "num_heads": 3}, "divisible by 4"),
         ({"prior_mode": "add"}, "prior_mode 'add'"),
+        ({"prediction": "noise"}, "prediction 'noise'"),
     ],
 )
 def test_config_errors(changes: dict[str, Any], message: str) -> None:
