@@ -67,7 +67,7 @@ def test_gradients_reach_every_parameter(mode: str) -> None:
         assert (gradient.reshape(len(gradient), -1).abs().amax(1) > 1e-11 * scale).all(), name
 
 
-# -- prediction of samples ----------------------------------------------------------------------------------------------
+# -- prediction of samples ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("pred_sigma", [False, True])
