@@ -116,6 +116,8 @@ def main(args: SampleArgs) -> int:
     load_seconds = time.perf_counter() - started
     _check_against(pipe, todo, scale_to, args)
     done = 0
+    bar_is_drawn = output(stderr=True).is_terminal  # lines between would tear it, so they come after it
+    written: list[str] = []
     try:
         with progress_bar("sampling", len(todo)) as advance:
             for group in _groups(todo, args.batch_size):
@@ -139,12 +141,17 @@ def main(args: SampleArgs) -> int:
                         world=pipe.description.get("world") == "javis",
                     )
                     done += 1
-                    console.print(line)
+                    written.append(line)
+                    if not bar_is_drawn:
+                        console.print(written.pop())
     except KeyboardInterrupt:
         if args.prompts is None:
             raise
         left = len(todo) - done
         raise KeyboardInterrupt(f"{left} of {len(jobs)} clips are left; the same command goes on from here") from None
+    finally:
+        for line in written:
+            console.print(line)
     return 0
 
 
