@@ -43,23 +43,24 @@ class StepState:
 
     Attributes:
         frames: T, latent frames (patches in time).
-        time, time0: output of ``t_block`` [B, 6C] for timestep t and for 0 (None without masks).
-        prior_time, prior_time0: output of the prior's time block [B, 9C].
+        time, prior_time: modulation by timestep t of the blocks [B, 6C] and of the prior blocks [B, 9C].
+        time0, prior_time0: the same for timestep 0; None without masks.
         frame_mask: bool [B, T] or None; False = clean (given) frame, modulated as at timestep 0.
         rope: (cos, sin) over T.
     """
 
     frames: int
-    time: Tensor
-    time0: Tensor | None
+    time: Tensor | None
     prior_time: Tensor | None
+    time0: Tensor | None
     prior_time0: Tensor | None
     frame_mask: Tensor | None
     rope: Rope
 
 
-def modulations(table: Tensor, time: Tensor, time0: Tensor | None) -> list[Modulation]:
+def modulations(table: Tensor, time: Tensor | None, time0: Tensor | None) -> list[Modulation]:
     """Rows (shift, scale, gate), (shift, scale, gate), ... of ``table`` [3n, C] plus the time embedding [B, 3nC]."""
+    assert time is not None
     rows = (table + time.unflatten(-1, table.shape)).unbind(1)
     rows0: Sequence[Tensor | None] = [None] * len(rows)
     if time0 is not None:
@@ -191,7 +192,6 @@ class PriorBlock(nn.Module):
         self.mlp = Mlp(c.hidden_size, c.mlp_size, c.hidden_size)
 
     def forward(self, x: Tensor, step: StepState, spatial: KeyValue | Tensor, temporal: KeyValue | Tensor) -> Tensor:
-        assert step.prior_time is not None
         ops, mask = self.ops, step.frame_mask
         s, t, m = modulations(self.modulation, step.prior_time, step.prior_time0)
         y = ops.ada_layer_norm(x, s.shift, s.scale, shift0=s.shift0, scale0=s.scale0, frame_mask=mask)

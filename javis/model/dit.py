@@ -70,6 +70,13 @@ def velocity_of_sample(out: Tensor, x_t: Tensor, timestep: Tensor) -> Tensor:
     return torch.cat((velocity, out[:, channels:].float()), dim=1) if out.shape[1] > channels else velocity
 
 
+def _frame_mask(mask: Tensor | None, batch: int, frames: int, patch: int) -> Tensor | None:
+    """Mask at latent resolution [B, T] -> at token resolution: the first latent frame of a patch decides."""
+    if mask is not None and mask.shape != (batch, frames):
+        raise ValueError(f"a condition mask must be {[batch, frames]}, got {list(mask.shape)}")
+    return None if mask is None else mask.bool()[:, ::patch]
+
+
 class JavisDiT(nn.Module):
     """Predicts the velocity ``x_start - noise`` of video and audio latents.
 
@@ -264,8 +271,11 @@ class JavisDiT(nn.Module):
         masked = video_mask is not None or audio_mask is not None
         time = self.embed.time(timestep) + condition.fps
         time0 = self.embed.time(torch.zeros_like(timestep)) + condition.fps if masked else None
-        v_step = self._step_state(time, time0, video_mask, c.video_patch[0], video.shape[2], condition.video_rope)
-        a_step = self._step_state(time, time0, audio_mask, c.audio_patch[0], audio.shape[2], condition.audio_rope)
+        batch, now, clean = len(video), self._modulate(time), self._modulate(time0)
+        v_mask = _frame_mask(video_mask, batch, video.shape[2], c.video_patch[0])
+        a_mask = _frame_mask(audio_mask, batch, audio.shape[2], c.audio_patch[0])
+        v_step = StepState(-(-video.shape[2] // c.video_patch[0]), *now, *clean, v_mask, condition.video_rope)
+        a_step = StepState(-(-audio.shape[2] // c.audio_patch[0]), *now, *clean, a_mask, condition.audio_rope)
 
         v = self.embed.video(video.to(dtype))
         v = (v.unflatten(1, (v_step.frames, -1)) + condition.video_positions).flatten(1, 2)
@@ -293,24 +303,12 @@ class JavisDiT(nn.Module):
             audio_out = velocity_of_sample(audio_out, audio, timestep)
         return Velocity(video_out, audio_out)
 
-    def _step_state(
-        self, time: Tensor, time0: Tensor | None, mask: Tensor | None, patch: int, frames: int, rope: Rope
-    ) -> StepState:
-        if mask is not None:
-            if mask.shape != (time.shape[0], frames):
-                raise ValueError(f"a condition mask must be {[time.shape[0], frames]}, got {list(mask.shape)}")
-            mask = mask.bool()[:, ::patch]
+    def _modulate(self, time: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Time embedding [B, C] -> modulation of the blocks [B, 6C] and of the prior blocks [B, 9C]."""
+        if time is None:
+            return None, None
         prior = self.prior_time_block
-        masked0 = None if mask is None else time0
-        return StepState(
-            frames=-(-frames // patch),
-            time=self.time_block(F.silu(time)),
-            time0=None if masked0 is None else self.time_block(F.silu(masked0)),
-            prior_time=None if prior is None else prior(F.silu(time)),
-            prior_time0=None if prior is None or masked0 is None else prior(F.silu(masked0)),
-            frame_mask=mask,
-            rope=rope,
-        )
+        return self.time_block(F.silu(time)), None if prior is None else prior(F.silu(time))
 
     def forward(self, video: Tensor, audio: Tensor, timestep: Tensor, **kwargs: object) -> Velocity:
         """``condition`` and ``denoise`` in one call; arguments as in those."""
