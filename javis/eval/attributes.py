@@ -25,6 +25,7 @@ SEEN = ("colour", "shape", "side", "size", "motion")
 HEARD = ("timbre", "pitch")
 
 _GRID = 25  # samples across an object window
+_BLURS = (0.6, 1.0, 1.5, 2.0)  # pixels of 64
 _REACH = 0.17  # frame sides from the centre to the rim of that window
 _PATCH_STEPS = 16  # spectra of a sound's patch
 _PATCH_STEP_S = 0.010
@@ -78,13 +79,13 @@ def read_side(track: Track) -> str:
 def read_shape(track: Track, *, turned: bool = False) -> tuple[str, str]:
     """Nearest silhouette and size (small or large); ``turned`` allows rotations, as of a pendulum."""
     masks = _aligned_masks(track)
-    names, templates = _silhouettes(turned)
-    scores = (masks @ templates.T).reshape(len(masks), len(SHAPES), -1)
-    per_shape = scores.max(axis=2)
+    radii, templates = _silhouettes(turned)
     weight = np.clip(track.area / max(float(np.quantile(track.area, 0.9)), 1e-9), 0.0, 1.0) ** 4
-    best = int((weight[:, None] * per_shape).sum(axis=0).argmax())
-    radii = np.array([names[k] for k in scores[:, best].argmax(axis=1)])
-    radius = float((weight * radii).sum() / max(weight.sum(), 1e-9))
+    # Each frame has its own angle; shape, radius and blur are those of all frames together.
+    scores = (masks @ templates.reshape(-1, templates.shape[-1]).T).reshape(len(masks), *templates.shape[:-1])
+    together = np.tensordot(weight, scores.max(axis=-1), axes=1)
+    best, k, _ = np.unravel_index(int(together.argmax()), together.shape)
+    radius = float(radii[k])
     middle = 0.5 * (RADII["small"] * 1.05 + RADII["large"] * 0.95)
     return SHAPES[best], "small" if radius < middle else "large"
 
@@ -104,7 +105,7 @@ def _aligned_masks(track: Track) -> np.ndarray:
     u, v = (rows - i)[:, :, None], (columns - j)[:, None, :]
     t = np.arange(count)[:, None, None]
     i, j = i[:, :, None], j[:, None, :]
-    c = track.coverage
+    c = track.shares
     i1, j1 = np.minimum(i + 1, height - 1), np.minimum(j + 1, width - 1)
     masks = (1 - u) * ((1 - v) * c[t, i, j] + v * c[t, i, j1]) + u * ((1 - v) * c[t, i1, j] + v * c[t, i1, j1])
     flat = masks.reshape(count, -1)
@@ -113,28 +114,26 @@ def _aligned_masks(track: Track) -> np.ndarray:
 
 @lru_cache(maxsize=2)
 def _silhouettes(turned: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Radii [R * A] of the templates of one shape and all templates [shapes * R * A, _GRID * _GRID], unit norm."""
+    """Radii [R] and templates [shapes, R, blurs, angles, _GRID * _GRID] of unit norm."""
     radii = np.linspace(RADII["small"] * 0.9, RADII["large"] * 1.1, 9)
     angles = np.radians([-20, -10, 0, 10, 20]) if turned else np.zeros(1)
-    offsets = _offsets()
-    soft = 64.0 / 1.4  # edges about as wide as those of a slightly blurred 64-pixel frame
-    rows, names = [], []
-    for shape in SHAPES:
-        for radius in radii:
-            fine = np.linspace(-_REACH, _REACH, 101).astype(np.float32)
-            inside = (
-                signed_distance(shape, fine[None, :] + 0 * fine[:, None], fine[:, None] + 0 * fine[None, :], radius) < 0
-            )
+    fine = np.linspace(-_REACH, _REACH, 4 * (_GRID - 1) + 1).astype(np.float32)
+    x, y = fine[None, :] + 0 * fine[:, None], fine[:, None] + 0 * fine[None, :]
+    templates = np.zeros((len(SHAPES), len(radii), len(_BLURS), len(angles), _GRID * _GRID))
+    for s, shape in enumerate(SHAPES):
+        for r, radius in enumerate(radii):
+            inside = signed_distance(shape, x, y, radius) < 0
             centre = float((inside.sum(axis=1) @ fine) / inside.sum())  # of mass, where the track follows it
-            for angle in angles:
-                x, y = offsets[None, :] + 0 * offsets[:, None], offsets[:, None] + 0 * offsets[None, :]
+            for a, angle in enumerate(angles):
                 u, v = x * np.cos(angle) - y * np.sin(angle), x * np.sin(angle) + y * np.cos(angle)
-                distance = signed_distance(shape, u.astype(np.float32), (v + centre).astype(np.float32), radius)
-                rows.append(np.clip(0.5 - distance * soft, 0.0, 1.0).ravel())
-                if shape == SHAPES[0]:
-                    names.append(radius)
-    templates = np.stack(rows).astype(np.float64)
-    return np.array(names), templates / np.linalg.norm(templates, axis=1, keepdims=True)
+                sharp = (
+                    signed_distance(shape, u.astype(np.float32), (v + centre).astype(np.float32), radius) < 0
+                ) * 1.0
+                for b, blur in enumerate(_BLURS):
+                    taps = np.exp(-0.5 * (fine[:, None] - fine[None, ::4]) ** 2 / (blur / 64) ** 2)
+                    soft = taps.T @ sharp @ taps
+                    templates[s, r, b, a] = (soft / np.linalg.norm(soft)).ravel()
+    return radii, templates
 
 
 # --- sound --------------------------------------------------------------------------------------------------------

@@ -23,8 +23,12 @@ from javis.world.motion import GLOW_SECONDS
 from javis.world.render import BLOOM, COLOURS, DIM
 
 MIN_RISE = 0.022  # frame sides: smallest excursion that counts as a motion, about 1.4 of 64 pixels
-MIN_CUSP = 0.25  # frame sides per second: smallest velocity jump that counts as a contact
-SMOOTH_RATIO = 0.6  # a cusp must leave at most this share of the misfit of a smooth turn
+# Frame sides per second: smallest velocity jump that counts as a contact, about half of the world's smallest.
+MIN_CUSP = {"bounces": 0.4, "knocks": 1.5, "swings": 0.25}
+# A cusp must leave at most this share of the misfit of a smooth turn. Swings are slow, so that blur in time hides much
+# of their cusp (the smooth turn at their far end gives 1.6 and more); but nothing else moves to and fro.
+SMOOTH_RATIO = {"bounces": 0.8, "knocks": 0.8, "swings": 1.2}
+LAST_FRAMES = 0.4  # frames: a contact so close to the last frame would show on one side only
 MIN_FLASH = 0.25  # of the full brightening
 LATE_SHARE = 0.5  # how much a jump that is late by a frame counts in the size of a flash
 WINDOW_SECONDS = 0.20  # motion fitted on either side of a contact
@@ -193,7 +197,9 @@ def _fit_cusp(signal: np.ndarray, index: int, fps: float, kind: str, before: flo
             time += float(0.5 * (squares[0] - squares[2]) / bend * (grid[1] - grid[0]))
     # With fewer than three frames on a side a cubic bends around anything.
     telling = (times > time).sum() >= 3 and (times < time).sum() >= 3
-    if jumps[k] < MIN_CUSP or (telling and errors[k] > SMOOTH_RATIO * _smooth_error(times, values)):
+    if time > (len(signal) - 1 - LAST_FRAMES) / fps:
+        return None
+    if jumps[k] < MIN_CUSP[kind] or (telling and errors[k] > SMOOTH_RATIO[kind] * _smooth_error(times, values)):
         return None
     return _Cusp(time, float(jumps[k]), float(errors[k]))
 

@@ -66,11 +66,16 @@ def colour_coverage(frames: np.ndarray) -> dict[str, np.ndarray]:
     nearest = cosine.argmax(axis=-1)
     coverage = {}
     for index, name in enumerate(names):
-        share = np.where(nearest == index, along[..., index] / size[index], 0.0)
-        coverage[name] = np.clip((share - 0.18) / 0.5, 0.0, 1.0).astype(np.float32)
+        coverage[name] = np.where(nearest == index, np.clip(along[..., index] / size[index], 0.0, 1.0), 0.0)
     common = above.min(axis=-1) / (COLOURS["white"][0] / 255.0 - background.mean())
-    coverage["white"] = np.clip((common - 0.45) / 0.35, 0.0, 1.0).astype(np.float32)
+    coverage["white"] = np.clip((common - 0.4) / 0.6, 0.0, 1.0).astype(np.float32)
     return coverage
+
+
+def sharpened(colour: str, coverage: np.ndarray) -> np.ndarray:
+    """Coverage with faint pixels (noise, halos) set to 0 and well covered ones to 1, for finding the object."""
+    low, high = (0.08, 0.66) if colour == "white" else (0.18, 0.68)
+    return np.clip((coverage - low) / (high - low), 0.0, 1.0).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,8 @@ class Track:
     x: np.ndarray
     y: np.ndarray
     area: np.ndarray  # covered area, frame sides squared
-    coverage: np.ndarray  # float32 [T, H, W]
+    coverage: np.ndarray  # sharpened, float32 [T, H, W]
+    shares: np.ndarray  # coverage as it is, float32 [T, H, W]
 
 
 def _box_sums(maps: np.ndarray, half: int) -> np.ndarray:
@@ -98,8 +104,9 @@ def _box_sums(maps: np.ndarray, half: int) -> np.ndarray:
     return maps
 
 
-def track_colour(colour: str, cover: np.ndarray) -> Track:
+def track_colour(colour: str, shares: np.ndarray) -> Track:
     """Follow the object of one colour, given the result [T, H, W] of ``colour_coverage`` for it."""
+    cover = sharpened(colour, shares)
     count, height, width = cover.shape
     side = max(height, width)
     sums = _box_sums(cover.astype(np.float64), max(1, round(0.07 * side)))
@@ -119,7 +126,7 @@ def track_colour(colour: str, cover: np.ndarray) -> Track:
     if missing.any() and not missing.all():
         known = np.flatnonzero(~missing)
         x, y = (np.interp(np.arange(count), known, values[known]) for values in (x, y))
-    return Track(colour, x / side, y / side, total / side**2, cover)
+    return Track(colour, x / side, y / side, total / side**2, cover, shares)
 
 
 class Picture:
@@ -142,7 +149,7 @@ class Picture:
     @cached_property
     def colours(self) -> list[str]:
         """Colours that cover a connected area large enough for an object, the largest first, at most two."""
-        areas = {name: _object_area(maps) for name, maps in self.coverage.items()}
+        areas = {name: _object_area(sharpened(name, maps)) for name, maps in self.coverage.items()}
         least = max(0.0025, 0.08 * max(areas.values()))
         return sorted((name for name, area in areas.items() if area > least), key=lambda name: -areas[name])[:2]
 
