@@ -84,9 +84,10 @@ class Batches:
         self.data, self.config, self.prior = data, config, prior
         self.encoder = WordEncoder(config.text)
 
-    def make(self, index: np.ndarray, seed: list[int], *, training: bool = True) -> dict[str, Tensor]:
-        """Latents, captions, priors, noise and timesteps of the given clips."""
+    def make(self, index: np.ndarray, seed: list[int], *, training: bool = True, step: int = 0) -> dict[str, Tensor]:
+        """Latents, captions, priors, noise and timesteps (those of training step ``step``) of the given clips."""
         c = self.config
+        ratio, std = c.timesteps_at(step)
         rng = np.random.default_rng(seed)
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         variants = np.where(rng.random(len(index)) < c.caption_full, 0, rng.integers(1, 4, len(index)))
@@ -102,7 +103,7 @@ class Batches:
             "text": text,
             "text_mask": mask,
             "drop": torch.from_numpy(drop),
-            "t": sample_timesteps(len(index), generator=generator, ratio=c.timestep_ratio, logit_std=c.timestep_std),
+            "t": sample_timesteps(len(index), generator=generator, ratio=ratio, logit_std=std),
             "video_noise": torch.randn(video.shape, generator=generator),
             "audio_noise": torch.randn(audio.shape, generator=generator),
         }
@@ -115,7 +116,8 @@ class Batches:
     def training_batch(self, step: int, rank: int, world: int) -> dict[str, Tensor]:
         seed = [self.config.seed, 11, step]
         index = np.random.default_rng(seed).integers(0, len(self.data), self.config.batch)
-        return self.make(index[rank::world], [*seed, rank])
+        # The plan of timesteps counts joint steps; the branches (no prior) use its beginning.
+        return self.make(index[rank::world], [*seed, rank], step=step if self.prior is not None else 0)
 
 
 def validation_loss(module: FlowModule, batches: Batches, weights: dict[str, Tensor]) -> list[float]:
