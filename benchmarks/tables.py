@@ -140,11 +140,32 @@ def sampling_section(rows: list[Row]) -> str:
     )
 
 
+def noise_section(rows: list[Row]) -> str:
+    """Error of the predicted sample by level of noise: the newest row of each checkpoint."""
+    newest = {row["checkpoint"]: row for row in rows}
+    if not newest:
+        return ""
+    levels = list(next(iter(newest.values()))["video"])
+    cells = [
+        [f"{name}, {part}", *(row[part][level] for level in levels)]
+        for name, row in newest.items()
+        for part in ("video", "audio")
+    ]
+    one = next(iter(newest.values()))
+    title = (
+        "\n## Where in the flow structure is settled\n\n"
+        "`python benchmarks/noise_levels.py`, error of the predicted sample over the variance of the latents, by share "
+        f"of noise; {where(one)}.\n\n"
+    )
+    return title + table(["", *levels], cells)
+
+
 def main() -> None:
     rows = read_rows(ROOT / "benchmarks" / "results")
     text = HEAD
     text += eval_section([row for row in rows if row.get("kind") == "eval_world"])
     text += sampling_section([row for row in rows if row.get("bench") == "sample_clip"])
+    text += noise_section([row for row in rows if row.get("bench") == "noise_levels"])
     text += train_step_section([row for row in rows if row.get("bench") == "train_step"])
     text += kernel_section([row for row in rows if "op" in row])
     (ROOT / "docs" / "benchmarks.md").write_text(text, encoding="utf-8")
