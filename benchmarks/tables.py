@@ -140,6 +140,15 @@ def sampling_section(rows: list[Row]) -> str:
     )
 
 
+def world_section(rows: list[Row]) -> str:
+    """Clips per second of the world: the newest row."""
+    if not rows:
+        return ""
+    row = rows[-1]
+    title = f"\n## The world\n\n`python benchmarks/world_speed.py`, one core, clips a second; {where(row)}.\n\n"
+    return title + table(["p20", "p50", "p80"], [[row[f"clips_per_s_{q}"] for q in ("p20", "p50", "p80")]])
+
+
 def noise_section(rows: list[Row]) -> str:
     """Error of the predicted sample by level of noise: the newest row of each checkpoint."""
     newest = {row["checkpoint"]: row for row in rows}
@@ -166,6 +175,7 @@ def main() -> None:
     text += eval_section([row for row in rows if row.get("kind") == "eval_world"])
     text += sampling_section([row for row in rows if row.get("bench") == "sample_clip"])
     text += noise_section([row for row in rows if row.get("bench") == "noise_levels"])
+    text += world_section([row for row in rows if row.get("bench") == "world_speed"])
     text += train_step_section([row for row in rows if row.get("bench") == "train_step"])
     text += kernel_section([row for row in rows if "op" in row])
     (ROOT / "docs" / "benchmarks.md").write_text(text, encoding="utf-8")
