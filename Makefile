@@ -24,7 +24,8 @@ help:
 	@echo "make check  ruff, mypy and the quick tests"
 	@echo "make bench  microbenchmarks of the ops on this machine, rows in benchmarks/results/"
 	@echo "make clean  remove what the other commands made"
-	@echo "aot, gpu, docs: not in this version; each says what will bring it"
+	@echo "make docs   docs/benchmarks.md from the measured rows"
+	@echo "aot, gpu: not in this version; each says what will bring it"
 
 # --- environment -----------------------------------------------------------------------------------------------------
 
@@ -72,6 +73,10 @@ test: $(VENV)/.installed-dev
 bench: $(VENV)/.installed
 	$(BIN)/python -m javis.bench
 
+# docs/benchmarks.md from the rows in benchmarks/results
+docs: $(VENV)/.installed
+	$(BIN)/python benchmarks/tables.py
+
 # --- brought by later issues -----------------------------------------------------------------------------------------
 
 aot:
@@ -79,9 +84,6 @@ aot:
 
 gpu:
 	@echo "make gpu: the GPU test and benchmark sections come with the CUDA kernels (issue 4)" >&2; exit 2
-
-docs:
-	@echo "make docs: documentation generated from the benchmark rows comes with the CUDA kernels (issue 4); the pages are in docs/" >&2; exit 2
 
 clean:
 	rm -rf $(VENV) .ci/venv build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
