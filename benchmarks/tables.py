@@ -169,15 +169,27 @@ def noise_section(rows: list[Row]) -> str:
     return title + table(["", *levels], cells)
 
 
+def page(rows: list[Row]) -> str:
+    """The whole page."""
+    benches = {
+        name: [row for row in rows if row.get("bench") == name]
+        for name in ("sample_clip", "noise_levels", "world_speed", "train_step")
+    }
+    return "".join(
+        (
+            HEAD,
+            eval_section([row for row in rows if row.get("kind") == "eval_world"]),
+            sampling_section(benches["sample_clip"]),
+            noise_section(benches["noise_levels"]),
+            world_section(benches["world_speed"]),
+            train_step_section(benches["train_step"]),
+            kernel_section([row for row in rows if "op" in row]),
+        )
+    )
+
+
 def main() -> None:
-    rows = read_rows(ROOT / "benchmarks" / "results")
-    text = HEAD
-    text += eval_section([row for row in rows if row.get("kind") == "eval_world"])
-    text += sampling_section([row for row in rows if row.get("bench") == "sample_clip"])
-    text += noise_section([row for row in rows if row.get("bench") == "noise_levels"])
-    text += world_section([row for row in rows if row.get("bench") == "world_speed"])
-    text += train_step_section([row for row in rows if row.get("bench") == "train_step"])
-    text += kernel_section([row for row in rows if "op" in row])
+    text = page(read_rows(ROOT / "benchmarks" / "results"))
     (ROOT / "docs" / "benchmarks.md").write_text(text, encoding="utf-8")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from javis.model.codecs import PatchTransformConfig
 from javis.model.config import JavisDiTConfig
@@ -33,7 +34,8 @@ class DemoTrainConfig:
     validation_clips: int = 128
     codec_clips: int = 600  # clips the codecs are fitted to
     batch: int = 16  # clips a step, over all processes
-    processes: int = 2  # workers, one thread each
+    processes: int = 2  # workers, one thread each; on cuda they only make the latents
+    device: Literal["cpu", "cuda"] = "cpu"  # of the flow stages
     precision: str = "bf16"  # of matrix products: bf16 or fp32
     branches: StageConfig = field(default_factory=lambda: StageConfig(steps=300, warmup=100, decay=0.0))  # stage 1
     prior: StageConfig = field(default_factory=lambda: StageConfig(steps=500, learning_rate=1e-3))  # stage 2
@@ -66,6 +68,11 @@ class DemoTrainConfig:
     mlp_ratio: float = 3.0
     prior_tokens: int = 8  # spatial, and as many temporal
     prior_channels: int = 32
+
+    @property
+    def flow_processes(self) -> int:
+        """Processes of a flow stage."""
+        return self.processes if self.device == "cpu" else 1
 
     def timesteps_at(self, step: int) -> tuple[float, float]:
         """(shift, standard deviation) of the training timesteps at a joint step."""

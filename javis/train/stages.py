@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from javis.errors import UsageError
 from javis.flow import flow_losses, sample_timesteps
 from javis.model.dit import JavisDiT
 from javis.model.prior import PriorEstimator
@@ -51,14 +52,14 @@ class FlowModule(nn.Module):
             null_spatial, null_temporal = model.null_prior
             spatial = torch.where(drop, null_spatial, batch["spatial_prior"])
             temporal = torch.where(drop, null_temporal, batch["temporal_prior"])
-        count = len(text)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.config.precision == "bf16"):
+        count, device = len(text), text.device
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             condition = model.condition(
                 text,
                 text_mask=batch["text_mask"],
-                fps=torch.full((count,), float(world.fps)),
-                height=torch.full((count,), float(world.size)),
-                width=torch.full((count,), float(world.size)),
+                fps=torch.full((count,), float(world.fps), device=device),
+                height=torch.full((count,), float(world.size), device=device),
+                width=torch.full((count,), float(world.size), device=device),
                 video_sizes=tuple(batch["video"].shape[2:]),  # type: ignore[arg-type]
                 audio_sizes=tuple(batch["audio"].shape[2:]),  # type: ignore[arg-type]
                 spatial_prior=spatial,
@@ -120,6 +121,10 @@ class Batches:
         return self.make(index[rank::world], [*seed, rank], step=step if self.prior is not None else 0)
 
 
+def _to(device: torch.device, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    return batch if device.type == "cpu" else {name: x.to(device, non_blocking=True) for name, x in batch.items()}
+
+
 def validation_loss(module: FlowModule, batches: Batches, weights: dict[str, Tensor]) -> list[float]:
     """(total, video, audio) loss of the averaged weights on held-out clips with fixed noise and timesteps."""
     model = module.model
@@ -129,7 +134,7 @@ def validation_loss(module: FlowModule, batches: Batches, weights: dict[str, Ten
     with torch.no_grad():
         for start in range(0, len(batches.data), size):
             index = np.arange(start, min(start + size, len(batches.data)))
-            losses = module(batches.make(index, [5, start], training=False))
+            losses = module(_to(next(model.parameters()).device, batches.make(index, [5, start], training=False)))
             sums += np.array([float(x) for x in losses]) * len(index)
             count += len(index)
     model.load_state_dict(current)
@@ -157,15 +162,16 @@ def run_flow_stage(
     """One worker of a flow stage. ``start_from``: folder of the stage whose averaged weights to start from."""
     joint = name == "joint"
     stage: StageConfig = getattr(config, name)
-    torch.set_num_threads(1)
+    if config.device == "cpu":
+        torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    world = config.processes
+    world, device = config.flow_processes, torch.device(config.device)
     folder = Path(config.out) / name
     dist.init_process_group(
         "gloo", init_method=f"file://{(Path(config.out) / f'{name}.store').resolve()}", rank=rank, world_size=world
     )
     torch.manual_seed(config.seed)
-    model = JavisDiT(config.model(), cpu_training_ops())
+    model = JavisDiT(config.model(), cpu_training_ops() if config.device == "cpu" else None).to(device)
     if start_from is not None:
         before = load_state(Path(start_from))
         if before is None:
@@ -190,10 +196,12 @@ def run_flow_stage(
         state, groups = found
         step, seconds, ema.updates = state["step"], state["seconds"], state["ema_updates"]
         model.load_state_dict(groups["model"])
-        ema.shadow = groups["ema"]
+        ema.shadow = {key: value.to(device) for key, value in groups["ema"].items()}
         restore_optimizer(optimizer, order, groups["optimizer"])
     module = FlowModule(model, config, joint)
-    parallel: Any = nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True)
+    parallel: Any = module
+    if world > 1:
+        parallel = nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True)
     batches = Batches(LatentSet.open(Path(config.out) / "train"), config, prior)
     held = Batches(LatentSet.open(Path(config.out) / "validation"), config, prior)
     began = time.perf_counter()
@@ -202,7 +210,7 @@ def run_flow_stage(
         rate = learning_rate(step, stage)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        losses = parallel(batches.training_batch(step, rank, world))
+        losses = parallel(_to(device, batches.training_batch(step, rank, world)))
         losses[0].backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip_gradient)
         optimizer.step()
@@ -238,11 +246,14 @@ def _log(folder: Path, row: dict[str, Any]) -> None:
 def launch_flow_stage(
     name: str, config: DemoTrainConfig, prior: PriorEstimator | None, start_from: Path | None
 ) -> None:
-    """Run a flow stage in ``config.processes`` processes of one thread each; returns when it is finished."""
+    """Run a flow stage, on CPU in ``config.processes`` processes of one thread each; returns when it is finished."""
     # Keeping freed memory saves about a third of the time on CPU.
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", "4000000000")
     os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", "4000000000")
-    os.environ["OMP_NUM_THREADS"] = "1"
+    if config.device == "cpu":
+        os.environ["OMP_NUM_THREADS"] = "1"
+    elif not torch.cuda.is_available():
+        raise UsageError("device cuda was asked for, but torch sees no GPU; use --device cpu")
     found = load_state(Path(config.out) / name)
     stage: StageConfig = getattr(config, name)
     if found is not None and found[0]["step"] >= stage.steps:
@@ -253,6 +264,6 @@ def launch_flow_stage(
     torch.multiprocessing.spawn(
         run_flow_stage,
         args=(name, config, prior, None if start_from is None else str(start_from)),
-        nprocs=config.processes,
+        nprocs=config.flow_processes,
         daemon=True,  # a killed parent takes its workers along
     )
