@@ -169,11 +169,26 @@ def noise_section(rows: list[Row]) -> str:
     return title + table(["", *levels], cells)
 
 
+def freezing_section(rows: list[Row]) -> str:
+    """Validation loss of the joint stage with and without frozen branches: the newest of each."""
+    newest = {row["frozen"]: row for row in rows}
+    if not newest:
+        return ""
+    cells = [["frozen" if k else "trained", r["video"], r["audio"], r["validation"]] for k, r in newest.items()]
+    one = next(iter(newest.values()))
+    title = (
+        "\n## Freezing the branches in the joint stage\n\n"
+        f"`python benchmarks/freezing.py`, validation loss after {one['steps']} joint steps of {one['batch']} clips "
+        f"from the same branches; {where(one)}.\n\n"
+    )
+    return title + table(["branches", "video", "audio", "total"], cells)
+
+
 def page(rows: list[Row]) -> str:
     """The whole page."""
     benches = {
         name: [row for row in rows if row.get("bench") == name]
-        for name in ("sample_clip", "noise_levels", "world_speed", "train_step")
+        for name in ("sample_clip", "noise_levels", "world_speed", "train_step", "freezing")
     }
     return "".join(
         (
@@ -183,6 +198,7 @@ def page(rows: list[Row]) -> str:
             noise_section(benches["noise_levels"]),
             world_section(benches["world_speed"]),
             train_step_section(benches["train_step"]),
+            freezing_section(benches["freezing"]),
             kernel_section([row for row in rows if "op" in row]),
         )
     )

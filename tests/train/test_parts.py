@@ -23,7 +23,7 @@ from javis.train.config import DemoTrainConfig, StageConfig
 from javis.train.latents import LatentSet, build_latents, load_codecs, render_batch
 from javis.train.ops import cpu_training_ops
 from javis.train.prior_stage import make_negatives
-from javis.train.stages import Batches, FlowModule, learning_rate, validation_loss
+from javis.train.stages import Batches, FlowModule, launch_flow_stage, learning_rate, validation_loss
 from javis.world import caption, render_audio, render_video, sample_scene
 
 from ..tiny import randomize, tiny_config
@@ -354,3 +354,11 @@ def test_average_fades_the_start_fast_and_then_holds() -> None:
         decay = min(0.3, (1 + n) / (10 + n))
         value = decay * value + (1 - decay) * weight
         assert float(ema.shadow["weight"]) == pytest.approx(value, rel=1e-5)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    config = DemoTrainConfig(out=tmp_path, device="cuda")
+    assert (config.flow_processes, DemoTrainConfig().flow_processes) == (1, 2)
+    with pytest.raises(UsageError, match="torch sees no GPU"):
+        launch_flow_stage("branches", config, None, None)
