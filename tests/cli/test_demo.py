@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 import javis
 from javis.media import read_clip
@@ -17,9 +16,13 @@ from javis.media import read_clip
 from .conftest import files
 
 PACKAGE = Path(javis.__file__).parent
-pytestmark = pytest.mark.skipif(
-    not (PACKAGE / "weights" / "demo" / "model.safetensors").is_file(), reason="the built-in weights are not here"
-)
+WEIGHTS = PACKAGE / "weights" / "demo"
+
+
+def test_the_weights_are_in_the_package_and_small() -> None:
+    """At most 15 MB, safetensors and json only."""
+    assert sorted(path.name for path in WEIGHTS.iterdir()) == ["config.json", "model.safetensors"]
+    assert (WEIGHTS / "model.safetensors").stat().st_size <= 15_000_000
 
 
 def sample(folder: Path, *arguments: str) -> None:
