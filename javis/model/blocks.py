@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from javis.model.config import JavisDiTConfig, PriorMode, PriorScope
 from javis.model.embed import Mlp
-from javis.model.ops import ModelOps, Rope
+from javis.model.ops import ModelOps, Rope, apply_rope
 
 
 class KeyValue(NamedTuple):
@@ -231,12 +231,32 @@ class BidirectionalBlock(nn.Module):
         self.video_v, self.audio_v = nn.Linear(c, inner), nn.Linear(c, inner)
         self.video_out, self.audio_out = nn.Linear(inner, c), nn.Linear(inner, c)
 
-    def forward(self, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, Nv, C], [B, Na, C] -> the same shapes."""
+    def align_in_time(self) -> None:
+        """Start where the streams attend to the same moment.
+
+        Equal constant queries and keys, rotated by the clock, agree best at equal times. The outputs start at zero with
+        full scale, so that learning is not slowed by a tiny one.
+        """
+        for linear in (self.video_q, self.audio_q):
+            nn.init.constant_(linear.bias, 1.5)
+        for linear in (self.video_out, self.audio_out):
+            nn.init.zeros_(linear.weight)
+            nn.init.zeros_(linear.bias)
+        nn.init.ones_(self.video_scale)
+        nn.init.ones_(self.audio_scale)
+
+    def _rotate(self, x: Tensor, rope: Rope) -> Tensor:
+        return apply_rope(x.unflatten(-1, (self.heads, -1)).transpose(1, 2), rope).transpose(1, 2).flatten(2)
+
+    def forward(self, video: Tensor, audio: Tensor, clock: tuple[Rope, Rope] | None = None) -> tuple[Tensor, Tensor]:
+        """[B, Nv, C], [B, Na, C] -> the same shapes; ``clock``: RoPE tables of the video's and the audio's tokens."""
         v = F.layer_norm(video, video.shape[-1:], eps=1e-6)
         a = F.layer_norm(audio, audio.shape[-1:], eps=1e-6)
+        q_video, q_audio = self.video_q(v), self.audio_q(a)
+        if clock is not None:
+            q_video, q_audio = self._rotate(q_video, clock[0]), self._rotate(q_audio, clock[1])
         to_video, to_audio = self.ops.bidirectional_attention(
-            self.video_q(v), self.audio_q(a), self.video_v(v), self.audio_v(a), self.heads
+            q_video, q_audio, self.video_v(v), self.audio_v(a), self.heads
         )
         video = video + self.video_scale * self.video_out(to_video)
         return video, audio + self.audio_scale * self.audio_out(to_audio)

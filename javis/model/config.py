@@ -53,6 +53,9 @@ class JavisDiTConfig:
     input_sq_size: int = 512  # side in pixels for which the position grid has unit step
     prediction: Prediction = "velocity"  # what the final layers give; "sample" for tokens wider than the model
     clock: bool = False  # add an embedding of time shared by both streams (not in the official model)
+    clock_attention: bool = (
+        False  # rotate q and k of the bidirectional attention by that time (not in the official model)
+    )
     condition_dropout: float = 0.1  # share of training samples whose caption and priors are dropped
 
     def __post_init__(self) -> None:

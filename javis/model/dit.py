@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from javis.model.blocks import FinalLayer, JavisLayer, KeyValue, PriorBlock, StepState
 from javis.model.config import JavisDiTConfig, PriorScope
-from javis.model.embed import Embedders, clock_positions, rope_table, sinusoid, unpatchify, video_positions
+from javis.model.embed import Embedders, clock_positions, clock_rope, rope_table, sinusoid, unpatchify, video_positions
 from javis.model.ops import ModelOps, Rope
 
 
@@ -52,6 +52,7 @@ class Conditioning:
     video_rope: Rope
     audio_rope: Rope
     with_bidirectional: bool = True
+    clock: tuple[Rope, Rope] | None = None  # RoPE of the bidirectional attention, video and audio tokens
 
 
 MIN_NOISE_SHARE = 0.05
@@ -112,6 +113,9 @@ class JavisDiT(nn.Module):
                 nn.init.normal_(linear.weight, std=0.02)
         for final in (self.video_final, self.audio_final):
             nn.init.zeros_(final.linear.weight)
+        for layer in self._layers:
+            if layer.bidirectional is not None and self.config.clock_attention:
+                layer.bidirectional.align_in_time()
 
     @property
     def null_text(self) -> Tensor:
@@ -207,6 +211,16 @@ class JavisDiT(nn.Module):
             video_rope=rope_table(video_grid[0], c.head_size, text.device),
             audio_rope=rope_table(audio_grid[0], c.head_size, text.device),
             with_bidirectional=with_bidirectional,
+            clock=self._clock(video_grid, audio_grid, text.device) if c.clock_attention else None,
+        )
+
+    def _clock(
+        self, video_grid: tuple[int, ...], audio_grid: tuple[int, ...], device: torch.device
+    ) -> tuple[Rope, Rope]:
+        size, span = self.config.bidirectional_size // self.config.bidirectional_heads, video_grid[0]
+        return (
+            clock_rope(video_grid[0], math.prod(video_grid[1:]), span, size, device),
+            clock_rope(audio_grid[0], math.prod(audio_grid[1:]), span, size, device),
         )
 
     def _prior_tokens(self, spatial: Tensor | None, temporal: Tensor | None, batch: int) -> tuple[Tensor, Tensor]:
@@ -291,7 +305,7 @@ class JavisDiT(nn.Module):
             if layer.audio_prior is not None and told.audio_prior is not None:
                 a = layer.audio_prior(a, a_step, *told.audio_prior)
             if layer.bidirectional is not None and condition.with_bidirectional:
-                v, a = layer.bidirectional(v, a)
+                v, a = layer.bidirectional(v, a, condition.clock)
         v_out = self.video_final(v, time, time0, v_step.frame_mask)
         a_out = self.audio_final(a, time, time0, a_step.frame_mask)
         v_grid = self.embed.video.grid(condition.video_sizes)

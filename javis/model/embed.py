@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from javis.model.config import JavisDiTConfig
+from javis.model.ops import Rope
 
 
 def sinusoid(positions: Tensor, size: int, *, max_period: float = 10000.0, cos_first: bool = False) -> Tensor:
@@ -61,6 +62,14 @@ def rope_table(length: int, head_size: int, device: torch.device | None = None) 
     """(cos, sin) of rotary embedding, each [length, head_size / 2], angle ``p / 10000 ** (2i / head_size)``."""
     exponent = torch.arange(0, head_size, 2, device=device).float() / head_size
     angles = torch.arange(length, device=device).float()[:, None] * (10000.0**-exponent)
+    return angles.cos(), angles.sin()
+
+
+def clock_rope(frames: int, places: int, span: int, head_size: int, device: torch.device | None = None) -> Rope:
+    """RoPE table of all tokens [frames * places, head_size / 2] on the clock of :func:`clock_positions`."""
+    moments = (torch.arange(frames, device=device).float() + 0.5) * (4.0 * span / frames)
+    exponent = torch.arange(0, head_size, 2, device=device).float() / head_size
+    angles = moments.repeat_interleave(places)[:, None] * (10000.0**-exponent)
     return angles.cos(), angles.sin()
 
 

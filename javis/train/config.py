@@ -97,6 +97,7 @@ class DemoTrainConfig:
             pred_sigma=False,
             prediction="sample",
             clock=True,
+            clock_attention=True,
             input_sq_size=self.world.size,
             condition_dropout=self.condition_dropout,
         )
