@@ -7,7 +7,7 @@ VENV ?= .venv
 PIP_ARGS ?=
 PYTEST_ARGS ?=
 PROMPT ?= a red ball bounces on the left
-SEED ?= 0
+SEED ?= 9
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) -c constraints.txt

@@ -60,7 +60,7 @@ def eval_section(rows: list[Row]) -> str:
     cells: list[list[object]] = []
     real: Row | None = None
     for row in newest.values():
-        name = f"{row['checkpoint']}, {row['steps']} steps, guidance {row['guidance']:g}"
+        name = f"{row['checkpoint']}, {row['steps']} steps, guidance {row['guidance']:g}, {row['count']} clips a kind"
         name += f", without {' and '.join(row['ablate'])}" if row["ablate"] else ""
         cells += [[name, *line] for line in eval_lines(row["generated"])]
         real = row if "real" in row else real
@@ -71,7 +71,7 @@ def eval_section(rows: list[Row]) -> str:
     last = list(newest.values())[-1]
     return (
         "\n## The built-in model on held-out captions and seeds\n\n"
-        f"`javis eval world`, {last['count']} clips of each kind; {where(last)}. Bars: F1 0.93 and 0.75, "
+        f"`javis eval world`; {where(last)}. Bars: F1 0.93 and 0.75, "
         "shuffled 0.30, offset 15 ms, attributes 0.98, pitch 0.95. Event F1 compares what is seen with what is heard; "
         "the shuffled control pairs each picture with another clip's sound; the offset is the mean absolute one of "
         "matched events."
