@@ -32,9 +32,10 @@ OLDEST_TORCH = (2, 11)
 # Encoded as the headers want it: major in the top byte, minor in the next.
 TORCH_TARGET = f"0x{OLDEST_TORCH[0]:02x}{OLDEST_TORCH[1]:02x}{0:012x}"
 
-LIBRARY_SOURCES = ["csrc/registration.cpp", "csrc/cpu/ada_layer_norm.cpp"]
-# Inner loops: compiled once per instruction set and chosen at run time.
-ROW_SOURCES = ["csrc/cpu/ada_layer_norm_rows.cpp"]
+# csrc/cpu/<op>_rows.cpp are inner loops: compiled once per instruction set and chosen at run time.
+CPU_SOURCES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc/cpu").glob("*.cpp"))
+ROW_SOURCES = [source for source in CPU_SOURCES if source.endswith("_rows.cpp")]
+LIBRARY_SOURCES = ["csrc/registration.cpp", *(source for source in CPU_SOURCES if source not in ROW_SOURCES)]
 HOST_SOURCES = ["csrc/host.cpp"]
 HEADERS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.h"))
 

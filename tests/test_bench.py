@@ -16,7 +16,7 @@ from javis import bench
 from javis.bench import BenchConfig
 from javis.errors import UsageError
 from javis.kernels import native
-from javis.kernels.cases import AdaLayerNormCase
+from javis.kernels.ops.ada_layer_norm.cases import AdaLayerNormCase
 from javis.kernels.registry import OPS
 
 

@@ -174,3 +174,13 @@ class ModelOps:
     prior_injection: Callable[..., Tensor] = cross_attention
     bidirectional_attention: Callable[..., tuple[Tensor, Tensor]] = bidirectional_attention
     gelu_linear: Callable[..., Tensor] = gelu_linear
+
+    @classmethod
+    def fused(cls) -> ModelOps:
+        """The same operations on ``javis.kernels``: each call runs on the fastest backend that can take it.
+
+        The only place from which the model reaches a kernel, and only when it is asked to.
+        """
+        from javis.kernels import fused_ops
+
+        return cls(**fused_ops())

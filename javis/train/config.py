@@ -41,6 +41,12 @@ class DemoTrainConfig:
     prior: StageConfig = field(default_factory=lambda: StageConfig(steps=500, learning_rate=1e-3))  # stage 2
     joint: StageConfig = field(default_factory=lambda: StageConfig(steps=5200, warmup=100, decay=0.2))  # stage 3
     freeze_branches: bool = False  # joint stage: train only prior blocks and bidirectional attention, as the paper does
+    optimizer: Literal["adamw", "muon"] = "muon"  # of the layers' matrices; everything else follows AdamW
+    muon_rate: float = 2.0  # learning rate of those matrices, as a multiple of the stage's
+    compile: bool = (
+        False  # joint stage: torch.compile the loss; minutes of compilation, then faster steps; needs a C++ compiler
+    )
+    given: float = 0.4  # joint stage: share of samples with one stream given clean, half of them the picture
     weight_decay: float = 0.01
     clip_gradient: float = 1.0
     ema: float = 0.999  # decay of the averaged weights that are exported

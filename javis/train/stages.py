@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor, nn, optim
 
 from javis.errors import UsageError
 from javis.flow import flow_losses, sample_timesteps
@@ -43,7 +43,7 @@ class FlowModule(nn.Module):
         self.model, self.config, self.joint = model, config, joint
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """-> total, video and audio loss, averaged over the batch."""
+        """-> total loss, averaged over the batch; video and audio loss, averaged over samples that generate them."""
         model, world = self.model, self.config.world
         drop = batch["drop"][:, None, None]
         text = torch.where(drop, model.null_text, batch["text"])
@@ -74,8 +74,21 @@ class FlowModule(nn.Module):
                 batch["t"],
                 video_noise=batch["video_noise"],
                 audio_noise=batch["audio_noise"],
+                video_mask=batch.get("video_mask"),
+                audio_mask=batch.get("audio_mask"),
             )
-        return losses.total.mean(), losses.video.mean(), losses.audio.mean()
+        video, video_mean = _over_generated(losses.video, batch.get("video_mask"))
+        audio, audio_mean = _over_generated(losses.audio, batch.get("audio_mask"))
+        return video + audio, video_mean, audio_mean
+
+
+def _over_generated(losses: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Loss per sample [B] and its mask [B, T] -> (mean over the batch, mean over samples that generate anything)."""
+    if mask is None:
+        return losses.mean(), losses.mean()
+    some = mask.any(dim=1)
+    total = torch.where(some, losses, 0.0).sum()  # a sample that is given whole has the constant loss 1
+    return total / len(losses), total / some.sum().clamp(min=1)
 
 
 class Batches:
@@ -112,6 +125,11 @@ class Batches:
             with torch.no_grad():
                 priors = self.prior.encode(text, generator=generator)
             batch |= {"spatial_prior": priors.spatial, "temporal_prior": priors.temporal}
+            if training and c.given > 0:
+                # One stream given clean, the other generated: what the paper's third stage calls v2a and a2v.
+                given = torch.from_numpy(rng.random((len(index), 1)))
+                batch["video_mask"] = (given >= c.given / 2).expand(-1, video.shape[2])
+                batch["audio_mask"] = ((given < c.given / 2) | (given >= c.given)).expand(-1, audio.shape[2])
         return batch
 
     def training_batch(self, step: int, rank: int, world: int) -> dict[str, Tensor]:
@@ -156,6 +174,44 @@ def _prepare(model: JavisDiT, joint: bool, freeze_branches: bool) -> list[tuple[
     return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
 
 
+def build_optimizers(
+    named: list[tuple[str, nn.Parameter]], config: DemoTrainConfig, learning_rate: float
+) -> list[tuple[optim.Optimizer, list[str]]]:
+    """Optimizers with the names of their parameters, in their order.
+
+    With ``optimizer="muon"`` the weight matrices of the layers follow Muon (orthogonalised momentum, scaled to the
+    size of AdamW's updates and then by ``config.muon_rate``); tables, biases, embeddings and outputs follow AdamW.
+    """
+
+    def is_hidden(name: str, parameter: nn.Parameter) -> bool:
+        return parameter.ndim == 2 and name.startswith("layers.") and name.endswith(".weight")
+
+    hidden = [(n, p) for n, p in named if config.optimizer == "muon" and is_hidden(n, p)]
+    taken = {n for n, _ in hidden}
+    rest = [(n, p) for n, p in named if n not in taken]
+    decayed = [(n, p) for n, p in rest if p.ndim > 1]
+    plain = [(n, p) for n, p in rest if p.ndim <= 1]
+    adamw = optim.AdamW(
+        [
+            {"params": [p for _, p in decayed], "weight_decay": config.weight_decay, "rate": 1.0},
+            {"params": [p for _, p in plain], "weight_decay": 0.0, "rate": 1.0},
+        ],
+        lr=learning_rate,
+        betas=(0.9, 0.98),
+        fused=True,
+    )
+    optimizers: list[tuple[optim.Optimizer, list[str]]] = [(adamw, [n for n, _ in decayed + plain])]
+    if hidden:
+        muon = optim.Muon(
+            [{"params": [p for _, p in hidden], "rate": config.muon_rate}],
+            lr=learning_rate,
+            weight_decay=config.weight_decay,
+            adjust_lr_fn="match_rms_adamw",
+        )
+        optimizers.append((muon, [n for n, _ in hidden]))
+    return optimizers
+
+
 def run_flow_stage(
     rank: int, name: str, config: DemoTrainConfig, prior: PriorEstimator | None, start_from: str | None
 ) -> None:
@@ -177,18 +233,7 @@ def run_flow_stage(
         if before is None:
             raise FileNotFoundError(f"stage {name} starts from {start_from}, which holds no finished state")
         model.load_state_dict(before[1]["ema"])
-    named = _prepare(model, joint, config.freeze_branches)
-    names = [n for n, _ in named]
-    decayed = [p for _, p in named if p.ndim > 1]
-    plain = [p for _, p in named if p.ndim <= 1]
-    order = [n for n, p in named if p.ndim > 1] + [n for n, p in named if p.ndim <= 1]
-    assert sorted(order) == sorted(names)
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}],
-        lr=stage.learning_rate,
-        betas=(0.9, 0.98),
-        fused=True,
-    )
+    optimizers = build_optimizers(_prepare(model, joint, config.freeze_branches), config, stage.learning_rate)
     ema = Ema(model, config.ema)
     step, seconds = 0, 0.0
     found = load_state(folder)
@@ -197,24 +242,28 @@ def run_flow_stage(
         step, seconds, ema.updates = state["step"], state["seconds"], state["ema_updates"]
         model.load_state_dict(groups["model"])
         ema.shadow = {key: value.to(device) for key, value in groups["ema"].items()}
-        restore_optimizer(optimizer, order, groups["optimizer"])
+        for optimizer, order in optimizers:
+            mine = {k: x for k, x in groups["optimizer"].items() if k.rsplit("/", 1)[0] in order}
+            restore_optimizer(optimizer, order, mine)
     module = FlowModule(model, config, joint)
-    parallel: Any = module
+    parallel: Any = torch.compile(FlowModule(model, config, joint)) if config.compile and joint else module
     if world > 1:
-        parallel = nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True)
+        parallel = nn.parallel.DistributedDataParallel(parallel, gradient_as_bucket_view=True)
     batches = Batches(LatentSet.open(Path(config.out) / "train"), config, prior)
     held = Batches(LatentSet.open(Path(config.out) / "validation"), config, prior)
     began = time.perf_counter()
     sums: list[list[float]] = []
     while step < stage.steps:
         rate = learning_rate(step, stage)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        for optimizer, _ in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group["rate"]
         losses = parallel(_to(device, batches.training_batch(step, rank, world)))
         losses[0].backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip_gradient)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer, _ in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         step += 1
         if rank:
             continue
@@ -230,7 +279,8 @@ def run_flow_stage(
             if step % (4 * config.save_every) == 0 or step == stage.steps:
                 value = validation_loss(module, held, ema.shadow)
                 _log(folder, {"step": step, "validation": [round(x, 5) for x in value], "seconds": round(spent, 1)})
-            groups = {"model": model.state_dict(), "ema": ema.shadow, "optimizer": flatten_optimizer(optimizer, order)}
+            moments = {k: x for o, order in optimizers for k, x in flatten_optimizer(o, order).items()}
+            groups = {"model": model.state_dict(), "ema": ema.shadow, "optimizer": moments}
             save_state(folder, step, groups, {"seconds": spent, "ema_updates": ema.updates})
     dist.barrier()
     dist.destroy_process_group()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from javis.errors import UsageError
 from javis.kernels import ada_layer_norm, native, use_backend
-from javis.kernels.cases import AdaLayerNormCase
+from javis.kernels.ops.ada_layer_norm.cases import AdaLayerNormCase
 from javis.kernels.testing import assert_within_budget
 from javis.model.ops import ModelOps
 
