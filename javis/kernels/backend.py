@@ -69,6 +69,20 @@ def why_not(checks: Mapping[Backend, Check], backend: Backend, *args: object) ->
     return checks[backend](*args)
 
 
+def why_not_auto(checks: Mapping[Backend, Check], backend: Backend, *args: object) -> str | None:
+    """Why ``auto`` would pass ``backend`` by for this call, or None.
+
+    That it cannot run, or that it is a Triton kernel and the first tensor is on a CPU: there it could run only in Triton's
+    interpreter, which is there to prove a kernel and thousands of times too slow to use.
+    """
+    reason = why_not(checks, backend, *args)
+    if reason is None and backend is Backend.TRITON:
+        first = next((arg for arg in args if isinstance(arg, torch.Tensor)), None)
+        if first is not None and first.device.type == "cpu":
+            return "on a CPU only in Triton's interpreter, which auto never takes"
+    return reason
+
+
 def select(op: str, checks: Mapping[Backend, Check], *args: object, backend: Backend | str) -> Backend:
     """The backend for one call.
 
@@ -92,8 +106,8 @@ def select(op: str, checks: Mapping[Backend, Check], *args: object, backend: Bac
                 f"{op}: backend {wanted.value!r} cannot run this call: {reason}; use backend='auto' or one of {others}"
             )
         return wanted
-    for candidate, check in checks.items():
-        if check(*args) is None:
+    for candidate in checks:
+        if why_not_auto(checks, candidate, *args) is None:
             if not torch.compiler.is_compiling():  # a logger call would break the graph
                 _explain_once(op, candidate, checks, args)
             return candidate
@@ -105,8 +119,8 @@ def _explain_once(op: str, chosen: Backend, checks: Mapping[Backend, Check], arg
         return
     _explained.add((op, chosen))
     skipped = []
-    for candidate, check in checks.items():
+    for candidate in checks:
         if candidate is chosen:
             break
-        skipped.append(f"{candidate.value} ({check(*args)})")
+        skipped.append(f"{candidate.value} ({why_not_auto(checks, candidate, *args)})")
     logger.info("%s: auto runs %s%s", op, chosen.value, f"; not {', '.join(skipped)}" if skipped else "")

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from javis.errors import UsageError
 from javis.kernels import OPS
@@ -41,6 +42,19 @@ def test_checks_see_the_call() -> None:
     assert select("op", checks, 3, backend="auto") is Backend.CPU
     assert select("op", checks, 30, backend="auto") is Backend.REFERENCE
     assert why_not(checks, Backend.CPU, 30) == "size 30 is too large"
+
+
+def test_auto_never_takes_an_interpreted_kernel(caplog: pytest.LogCaptureFixture) -> None:
+    checks, x = table(cuda="no GPU", triton=None, cpu="not built", reference=None), torch.zeros(2)
+    with caplog.at_level(logging.INFO, logger="javis.kernels.backend"):
+        assert select("op on a CPU", checks, x, backend="auto") is Backend.REFERENCE
+        assert select("op on a CPU", checks, None, x, backend="auto") is Backend.REFERENCE
+    assert "triton (on a CPU only in Triton's interpreter" in caplog.text
+    assert select("op on a CPU", checks, x, backend="triton") is Backend.TRITON
+    with use_backend("triton"):
+        assert select("op on a CPU", checks, x, backend="auto") is Backend.TRITON
+    elsewhere = torch.zeros(2, device="meta")  # stands for any other device: the check alone decides there
+    assert select("op on a CPU", checks, elsewhere, x, backend="auto") is Backend.TRITON
 
 
 def test_use_backend_nests_and_ends_with_its_block() -> None:
