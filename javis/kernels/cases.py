@@ -1,7 +1,7 @@
 """Inputs of the ops, shared by tests and benchmarks, with the bytes they must move and the FLOPs they must do.
 
-A case is one call: shapes, dtype, options; the cases of an op are in ``ops/<op>/cases.py``. Counts are of the algorithm, not of an implementation: each input is read
-once and each output written once.
+A case is one call: shapes, dtype, options; those of an op are in ``ops/<op>/cases.py``. Counts are of the algorithm,
+not of an implementation: each input is read once and each output written once.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What every Triton kernel of javis shares: when it can run, and what ahead-of-time compilation needs to know of it.
 
 Triton is imported by ``ops/<op>/triton_impl.py`` alone, on the first launch: ``import javis.kernels`` stays light. With
-``TRITON_INTERPRET=1`` in the environment (before the first launch) kernels run on CPU tensors, slowly, in numpy: that is
-how their numerics are tested without a GPU.
+``TRITON_INTERPRET=1`` in the environment (before the first launch) kernels run on CPU tensors, slowly, in numpy: that
+is how their numerics are tested without a GPU.
 """
 
 from __future__ import annotations

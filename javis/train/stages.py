@@ -251,9 +251,11 @@ def run_flow_stage(
         parallel = nn.parallel.DistributedDataParallel(parallel, gradient_as_bucket_view=True)
     batches = Batches(LatentSet.open(Path(config.out) / "train"), config, prior)
     held = Batches(LatentSet.open(Path(config.out) / "validation"), config, prior)
-    began = time.perf_counter()
+    began, parent = time.perf_counter(), os.getppid()
     sums: list[list[float]] = []
     while step < stage.steps:
+        if os.getppid() != parent:  # the command was killed; a worker left behind would write beside its successor
+            raise SystemExit(f"stage {name}: the process that started this worker is gone")
         rate = learning_rate(step, stage)
         for optimizer, _ in optimizers:
             for group in optimizer.param_groups:

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -152,6 +158,56 @@ def test_a_killed_prior_stage_ends_with_the_same_weights(
     estimator = prior_stage.run_prior_stage(config, batch=4)
     assert not estimator.training
     assert not changed(whole, estimator.state_dict())
+
+
+@pytest.mark.slow
+def test_no_worker_outlives_a_killed_command(tmp_path: Path) -> None:
+    """They would go on writing into the folder that the next run writes into.
+
+    torch sends workers SIGINT when their parent dies, which a job in the background of a script ignores.
+    """
+    config = with_steps(tiny_config(tmp_path / "run", processes=2, batch=4), 10**6, log_every=1)
+    demo.prepare(config)
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import pickle, sys\n"
+        "from javis.train.stages import launch_flow_stage\n"
+        "if __name__ == '__main__':\n"
+        "    launch_flow_stage('branches', pickle.load(open(sys.argv[1], 'rb')), None, None)\n"
+    )
+    (tmp_path / "config.pickle").write_bytes(pickle.dumps(config))
+    log = config.out / "branches" / "log.jsonl"
+    root = str(Path(__file__).parents[2])
+    environment = os.environ | {"PYTHONPATH": root}
+    ignoring = f"trap '' INT; exec {sys.executable} {script} {tmp_path / 'config.pickle'}"
+    command = subprocess.Popen(["sh", "-c", ignoring], cwd=root, env=environment)
+    try:
+        wait_until(lambda: log.exists() and log.stat().st_size > 0, "the first step")
+        workers = [int(pid) for pid in Path(f"/proc/{command.pid}/task/{command.pid}/children").read_text().split()]
+        assert len(workers) >= 2
+    finally:
+        command.kill()
+        command.wait()
+    try:
+        wait_until(lambda: not any(alive(pid) for pid in workers), "the end of the workers")
+    finally:
+        for pid in filter(alive, workers):
+            os.kill(pid, signal.SIGKILL)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process is there and not a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_until(happened: Callable[[], bool], what: str, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end, f"waited {seconds} s for {what}"
+        time.sleep(0.2)
 
 
 # -- export ------------------------------------------------------------------------------------------------------------
