@@ -9,8 +9,17 @@ Read next: backend.py (the choice), ops/ada_layer_norm/api.py (an op from contra
 
 from __future__ import annotations
 
-from javis.kernels.backend import Backend, use_backend
-from javis.kernels.ops.ada_layer_norm.api import ada_layer_norm
-from javis.kernels.registry import OPS, fused_ops
+from collections.abc import Callable
+from typing import Any
 
-__all__ = ["OPS", "Backend", "ada_layer_norm", "fused_ops", "use_backend"]
+from javis.kernels.backend import Backend, use_backend
+from javis.kernels.registry import NAMES, OPS, fused_ops
+
+__all__ = ["OPS", "Backend", "fused_ops", "use_backend", *NAMES]
+
+
+def __getattr__(name: str) -> Callable[..., Any]:
+    """``from javis.kernels import <op>`` for every op of the registry."""
+    if name in OPS:
+        return OPS[name].function
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; its ops are {', '.join(OPS)}")

@@ -72,8 +72,8 @@ def why_not(checks: Mapping[Backend, Check], backend: Backend, *args: object) ->
 def why_not_auto(checks: Mapping[Backend, Check], backend: Backend, *args: object) -> str | None:
     """Why ``auto`` would pass ``backend`` by for this call, or None.
 
-    That it cannot run, or that it is a Triton kernel and the first tensor is on a CPU: there it could run only in Triton's
-    interpreter, which is there to prove a kernel and thousands of times too slow to use.
+    That it cannot run, or that it is a Triton kernel and the first tensor is on a CPU: there it could run only in
+    Triton's interpreter, which is there to prove a kernel and thousands of times too slow to use.
     """
     reason = why_not(checks, backend, *args)
     if reason is None and backend is Backend.TRITON:
@@ -94,8 +94,10 @@ def select(op: str, checks: Mapping[Backend, Check], *args: object, backend: Bac
 
     Raises:
         UsageError: the named backend is unknown or cannot run this call.
+        ValueError: the tensors are on different devices.
     """
     wanted = Backend.parse(backend)
+    _one_device(op, args)
     if wanted is Backend.AUTO:
         wanted = _default
     if wanted is not Backend.AUTO:
@@ -112,6 +114,19 @@ def select(op: str, checks: Mapping[Backend, Check], *args: object, backend: Bac
                 _explain_once(op, candidate, checks, args)
             return candidate
     raise AssertionError(f"{op}: the reference must accept every valid call")
+
+
+def _one_device(op: str, args: tuple[object, ...]) -> None:
+    """No backend can take tensors of two devices, so this is an error of the call; a CPU scalar goes everywhere."""
+    first: torch.Tensor | None = None
+    for arg in args:
+        if isinstance(arg, torch.Tensor) and (arg.ndim > 0 or arg.device.type != "cpu"):
+            if first is not None and arg.device != first.device:
+                shape = tuple(arg.shape)
+                raise ValueError(
+                    f"{op}: expected all tensors on {first.device} like the first, got {shape} on {arg.device}"
+                )
+            first = arg if first is None else first
 
 
 def _explain_once(op: str, chosen: Backend, checks: Mapping[Backend, Check], args: tuple[object, ...]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -19,6 +19,8 @@ class OpCase(ABC):
 
     name: str  # unique among the cases of the op
     dtype: torch.dtype = torch.float32
+    # False: the op has no backward pass (sampling only), so that none is tested or measured.
+    differentiable: ClassVar[bool] = True
 
     @abstractmethod
     def inputs(self, *, seed: int = 0, device: str = "cpu") -> tuple[tuple[Any, ...], dict[str, Any]]:

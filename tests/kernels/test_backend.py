@@ -54,7 +54,7 @@ def test_auto_never_takes_an_interpreted_kernel(caplog: pytest.LogCaptureFixture
     with use_backend("triton"):
         assert select("op on a CPU", checks, x, backend="auto") is Backend.TRITON
     elsewhere = torch.zeros(2, device="meta")  # stands for any other device: the check alone decides there
-    assert select("op on a CPU", checks, elsewhere, x, backend="auto") is Backend.TRITON
+    assert select("op on a CPU", checks, elsewhere, backend="auto") is Backend.TRITON
 
 
 def test_use_backend_nests_and_ends_with_its_block() -> None:
@@ -86,6 +86,15 @@ def test_auto_explains_itself_once(caplog: pytest.LogCaptureFixture) -> None:
     assert [record.getMessage() for record in caplog.records] == [
         "op that explains itself: auto runs cpu; not cuda (no GPU)"
     ]
+
+
+def test_tensors_on_two_devices_are_refused_before_the_choice() -> None:
+    x, elsewhere = torch.zeros(2), torch.zeros(3, device="meta")
+    for backend in ("auto", "cpu", "cuda"):
+        with pytest.raises(ValueError, match=r"op: expected all tensors on cpu like the first, got \(3,\) on meta"):
+            select("op", table(cuda="no GPU", cpu=None, reference=None), x, None, elsewhere, backend=backend)
+    scalar = torch.tensor(1.0)  # a CPU scalar goes with every device, as in PyTorch
+    assert select("op", table(cpu=None, reference=None), scalar, elsewhere, scalar, backend="auto") is Backend.CPU
 
 
 def test_a_broken_table_is_found() -> None:

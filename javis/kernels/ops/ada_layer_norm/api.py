@@ -70,7 +70,8 @@ def ada_layer_norm(
     _validate(x, shift, scale, shift0, scale0, frame_mask)
     if frame_mask is None:
         shift0 = scale0 = None
-    if select("ada_layer_norm", CHECKS, x, shift, scale, shift0, scale0, backend=backend) is Backend.CPU:
+    chosen = select("ada_layer_norm", CHECKS, x, shift, scale, shift0, scale0, frame_mask, backend=backend)
+    if chosen is Backend.CPU:
         return contract.ada_layer_norm_native(x, shift, scale, shift0, scale0, frame_mask, eps)
     return ada_layer_norm_ref(x, shift, scale, shift0=shift0, scale0=scale0, frame_mask=frame_mask, eps=eps)
 
