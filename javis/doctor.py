@@ -6,19 +6,26 @@ error.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import importlib.util
 import os
 import platform
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 import javis
+
+if TYPE_CHECKING:
+    import torch
+
+    from javis.kernels.cases import OpCase
 
 # distribution name -> module that shows that it is installed
 CORE = {
@@ -119,34 +126,53 @@ def _native() -> dict[str, Any]:
 
 
 def _ops() -> list[dict[str, Any]]:
-    """One row per op, backend and device: would it run there, and if not, why."""
+    """One row per op, device and backend: would it run there, and if not, why.
+
+    Asked of the smallest call of each kind: float32 on CPUs, bfloat16 on GPUs, which is what javis runs there.
+    """
     import torch
 
-    from javis.kernels.backend import why_not
+    from javis.kernels.backend import why_not, why_not_auto
     from javis.kernels.registry import OPS
 
     rows = []
-    for name, op in OPS.items():
-        case = op.cases()[0]
-        for device in ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]:
-            args, kwargs = case.inputs(device=device)
-            chosen = False
-            for backend in op.checks:
-                reason = why_not(op.checks, backend, *args, *kwargs.values())
-                auto = reason is None and not chosen
-                chosen = chosen or auto
-                rows.append(
-                    {
-                        "op": name,
-                        "device": device,
-                        "dtype": str(case.dtype).removeprefix("torch."),
-                        "backend": backend.value,
-                        "runs": reason is None,
-                        "auto": auto,
-                        "reason": reason,
-                    }
-                )
+    for device, dtype in (("cpu", torch.float32), ("cuda", torch.bfloat16)):
+        if device == "cuda" and not torch.cuda.is_available():
+            continue
+        for name, op in OPS.items():
+            for variant, case in _kinds(op.cases(), dtype).items():
+                args, kwargs = case.inputs(device=device)
+                everything = (*args, *kwargs.values())
+                chosen = False
+                for backend in op.checks:
+                    reason = why_not(op.checks, backend, *everything)
+                    auto = not chosen and why_not_auto(op.checks, backend, *everything) is None
+                    chosen = chosen or auto
+                    rows.append(
+                        {
+                            "op": name,
+                            "variant": variant,
+                            "device": device,
+                            "dtype": str(case.dtype).removeprefix("torch."),
+                            "backend": backend.value,
+                            "runs": reason is None,
+                            "auto": auto,
+                            "reason": reason,
+                        }
+                    )
     return rows
+
+
+def _kinds(cases: Sequence[OpCase], dtype: torch.dtype) -> dict[str | None, OpCase]:
+    """The smallest case of each kind of call: an op whose cases have an option in words, such as an axis, has several.
+
+    A case without one of ``dtype`` stands in where there is none.
+    """
+    kinds: dict[str | None, OpCase] = {}
+    for case in sorted(cases, key=lambda case: (case.dtype != dtype, case.bytes())):
+        options = [getattr(case, f.name) for f in dataclasses.fields(case) if f.name not in ("name", "op")]
+        kinds.setdefault(", ".join(o for o in options if isinstance(o, str)) or None, case)
+    return kinds
 
 
 def collect() -> dict[str, Any]:
@@ -154,7 +180,8 @@ def collect() -> dict[str, Any]:
 
     Keys: ``javis``, ``python``, ``platform`` and ``torch`` (strings), ``devices``, ``packages`` (core and optional:
     installed, version, note), ``programs`` (path or None), ``environment`` (variables that change what javis does),
-    ``native`` (loaded, why_not, instruction_set, build), ``ops`` (op, device, dtype, backend, runs, auto, reason).
+    ``native`` (loaded, why_not, instruction_set, build), ``ops`` (op, variant, device, dtype, backend, runs, auto,
+    reason).
     """
     import torch
 
@@ -208,10 +235,20 @@ def render(facts: dict[str, Any], console: Console) -> None:
         packages.add_row(name, version, entry["for"], entry["note"] or "")
     console.print(packages)
 
-    ops = Table(title="ops", title_justify="left", box=None, pad_edge=False)
-    for column in ("op", "device", "backend", "would run", "why not"):
-        ops.add_column(column)
-    for row in facts["ops"]:
+    for device in dict.fromkeys(row["device"] for row in facts["ops"]):
+        _render_ops([row for row in facts["ops"] if row["device"] == device], console)
+
+
+def _render_ops(rows: list[dict[str, Any]], console: Console) -> None:
+    """The backends of the ops on one device; an op is named once."""
+    title = f"ops on {rows[0]['device']}, {rows[0]['dtype']}"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for column in ("op", "backend", "would run", "why not"):
+        table.add_column(column, overflow="fold", no_wrap=column in ("backend", "would run"))
+    before = ""
+    for row in rows:
+        name = row["op"] + (f" ({row['variant']})" if row["variant"] else "")
         verdict = "yes, auto" if row["auto"] else "yes" if row["runs"] else "no"
-        ops.add_row(row["op"], row["device"], row["backend"], verdict, escape(row["reason"] or ""))
-    console.print(ops)
+        table.add_row(name if name != before else "", row["backend"], verdict, escape(row["reason"] or ""))
+        before = name
+    console.print(table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -13,8 +14,10 @@ from pathlib import Path
 import pytest
 
 import javis
+from javis import doctor
 from javis.cli import COMMANDS, LATER, main
 from javis.console import one_line
+from javis.kernels import OPS
 
 from .conftest import files
 
@@ -164,6 +167,37 @@ def test_doctor_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     facts = json.loads(capsys.readouterr().out)
     assert facts["javis"] == javis.__version__
     assert any(op["backend"] == "reference" and op["runs"] for op in facts["ops"])
+    calls = {(op["op"], op["variant"], op["device"]) for op in facts["ops"]}
+    assert {name for name, _, _ in calls} == set(OPS)
+    for call in calls:  # each lists all backends of the op, and auto takes one that runs
+        rows = [op for op in facts["ops"] if (op["op"], op["variant"], op["device"]) == call]
+        assert [op["backend"] for op in rows] == [backend.value for backend in OPS[call[0]].checks]
+        assert [op["runs"] for op in rows if op["auto"]] == [True], call
+        assert all(op["runs"] == (op["reason"] is None) for op in rows)
+
+
+def test_doctor_fits_a_hundred_columns() -> None:
+    from rich.console import Console
+
+    def row(op: str, backend: str, reason: str | None, variant: str | None = None) -> dict[str, object]:
+        return {
+            "op": op, "variant": variant, "device": "cpu", "dtype": "float32", "backend": backend,
+            "runs": reason is None, "auto": reason is None, "reason": reason,
+        }  # fmt: skip
+
+    rows = [
+        row("factorized_attention", "flash_attn", "needs " + "a CUDA device " * 12, "temporal"),
+        row("factorized_attention", "reference", None, "temporal"),
+        row("gated_residual_ada_layer_norm_fp8", "cpu", "no [red] kernel"),
+    ]
+    out = io.StringIO()
+    doctor._render_ops(rows, Console(file=out, width=100))
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= 100
+    said = " ".join(out.getvalue().split())
+    assert said.count("factorized_attention (temporal)") == 1
+    assert "a CUDA device " * 11 in said.replace("no needs", "needs")
+    assert "[red]" in said and "yes, auto" in said
 
 
 def test_world_then_eval_sync(
