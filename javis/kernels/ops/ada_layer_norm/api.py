@@ -6,8 +6,8 @@
 With a frame mask, tokens of the frames that are given (not generated) take the modulation of timestep 0 instead.
 This is the adaLN of DiT (arXiv 2212.09748, section 3.2) with the per-frame choice of Open-Sora and JavisDiT.
 
-Read next: reference.py (the maths), contract.py (what torch.compile sees), csrc/cpu/ada_layer_norm_rows.cpp (the
-loops).
+Read next: reference.py (the maths), contract.py (what torch.compile sees), triton_impl.py (the kernel),
+csrc/cpu/ada_layer_norm_rows.cpp (the loops of the native op).
 """
 
 from __future__ import annotations
@@ -23,17 +23,13 @@ def _no_cuda(*_: object) -> str | None:
     return "no CUDA kernel in this version"
 
 
-def _no_triton(*_: object) -> str | None:
-    return "no triton kernel in this version"
-
-
 def _always(*_: object) -> str | None:
     return None
 
 
 CHECKS: dict[Backend, Check] = {
     Backend.CUDA: _no_cuda,
-    Backend.TRITON: _no_triton,
+    Backend.TRITON: contract.why_not_triton,
     Backend.CPU: contract.why_not_cpu,
     Backend.REFERENCE: _always,
 }
@@ -71,6 +67,8 @@ def ada_layer_norm(
     if frame_mask is None:
         shift0 = scale0 = None
     chosen = select("ada_layer_norm", CHECKS, x, shift, scale, shift0, scale0, frame_mask, backend=backend)
+    if chosen is Backend.TRITON:
+        return contract.ada_layer_norm_triton(x, shift, scale, shift0, scale0, frame_mask, eps)
     if chosen is Backend.CPU:
         return contract.ada_layer_norm_native(x, shift, scale, shift0, scale0, frame_mask, eps)
     return ada_layer_norm_ref(x, shift, scale, shift0=shift0, scale0=scale0, frame_mask=frame_mask, eps=eps)
