@@ -15,7 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-HAS_TRITON = importlib.util.find_spec("triton") is not None  # probed once, not imported
+
+def _installed() -> bool:
+    try:
+        return importlib.util.find_spec("triton") is not None
+    except ModuleNotFoundError:  # an import hook hides it
+        return False
+
+
+HAS_TRITON = _installed()  # probed once, not imported
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
