@@ -13,6 +13,7 @@ from javis.kernels.cases import OpCase
 # One line per op. ``ops/<name>/api.py`` has the function of that name and CHECKS, ``ops/<name>/cases.py`` has cases().
 NAMES = (
     "ada_layer_norm",
+    "prior_injection",
 )  # fmt: skip
 
 
@@ -37,6 +38,7 @@ OPS: dict[str, Op] = {name: _load(name) for name in NAMES}
 # Fields of javis.model.ops.ModelOps; the other ops serve the sampler, the codecs and library backends.
 MODEL_OPS = (
     "ada_layer_norm",
+    "prior_injection",
     "gated_residual_ada_layer_norm",
     "factorized_attention",
     "text_cross_attention",

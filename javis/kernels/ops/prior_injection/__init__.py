@@ -1,0 +1,1 @@
+"""Attention of tokens to the priors. Read api.py first."""
