@@ -114,12 +114,20 @@ def kernel_section(rows: list[Row]) -> str:
     newest = {(r["op"], r["case"], r["mode"], r["backend"], r["threads"]): r for r in rows}
     if not newest:
         return ""
-    cells = [
-        [op, case, mode, backend, r["p20_ms"], r["p50_ms"], r["p80_ms"], r["gb_per_s"], f"{r['share_of_copy']:.0%}"]
-        for (op, case, mode, backend, _), r in newest.items()
-    ]
-    one = next(iter(newest.values()))
-    header = ["op", "case", "mode", "backend", "ms p20", "ms p50", "ms p80", "GB/s", "of copy"]
+    cells = []
+    for (op, case, mode, backend, threads), r in newest.items():
+        eager = newest.get((op, case, mode, "eager", threads))
+        # A ratio of two runs would compare two states of the machine.
+        same_run = eager is not None and (eager["commit"], eager["load"]) == (r["commit"], r["load"])
+        gain = f"{eager['p50_ms'] / r['p50_ms']:.2f}" if same_run and backend not in ("copy", "matmul", "eager") else ""
+        speed, peak = f"{r['gb_per_s']:.1f} GB/s", f"{r['share_of_copy']:.0%}"
+        if r.get("bound") == "flops":
+            speed, peak = f"{r['tflop_per_s']:.3f} TFLOP/s", f"{r['share_of_matmul']:.0%}"
+        error = f"{r['max_error']:.0e}" if r.get("max_error") is not None else ""
+        times = [r["p20_ms"], r["p50_ms"], r["p80_ms"]]
+        cells.append([op, case, mode, backend, *times, speed, peak, error, gain])
+    one = next(reversed(newest.values()))
+    header = ["op", "case", "mode", "backend", "ms p20", "ms p50", "ms p80", "speed", "of peak", "error", "x eager"]
     return f"\n## Ops\n\n`javis bench kernels`, {one['threads']} threads; {where(one)}.\n\n" + table(header, cells)
 
 

@@ -1,33 +1,36 @@
 """Microbenchmarks of the ops: ``javis bench kernels``, or ``python -m javis.bench`` with the same options.
 
 For each case: first the correctness gate (every backend against float64, forward and gradients), then warm-up, then
-timing with the variants interleaved launch by launch, so that a machine that slows down slows all of them down. Input
-buffers are rotated, so that a call does not find its input in the cache from the call before. A red gate prints no
-time. Baselines carry no gate: ``eager`` is the model's own default op (the best path of plain PyTorch), and ``compiled
-eager`` is that under torch.compile, whose float32 sums over tokens would leave the budget.
+timing with the variants interleaved launch by launch (timing.py). Input buffers are rotated, so that a call does not
+find its input in the cache from the call before. A red gate prints no time. float64 attention over a full-size clip
+would take minutes and gigabytes, so the gate of a large case runs on the same call with fewer tokens; the row says
+which. On the full-size call every variant is still compared with eager, coarsely: that finds offsets that overflow.
 
-The copy of ``x`` is timed among the variants: it moves the bytes that the forward pass must move, and its speed is the
-peak that shares are stated of. Rows are appended to ``benchmarks/results/<device>.jsonl``; a figure without its row
-does not exist.
+Baselines carry no gate: ``eager`` is the model's own default op (the best path of plain PyTorch; for an op that the
+model does not have, the reference), and ``compiled eager`` is that under torch.compile, whose float32 sums over tokens
+would leave the budget. ``copy`` moves the bytes that the forward pass must move and ``matmul`` is a large square
+product in the case's dtype: they are timed among the variants; their speeds are the peaks that shares are stated of.
+
+Rows are appended to ``benchmarks/results/<device>.jsonl``; a figure without its row does not exist.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
+import importlib.metadata
 import json
 import os
 import platform
 import re
 import subprocess
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-import torch._functorch.config
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -36,15 +39,19 @@ import javis
 from javis.doctor import cpu_name
 from javis.errors import UsageError
 from javis.kernels import native
-from javis.kernels.backend import Backend, why_not
+from javis.kernels.backend import Backend, why_not_auto
 from javis.kernels.cases import OpCase
 from javis.kernels.registry import OPS, Op
 from javis.kernels.testing import assert_within_budget
 from javis.model.ops import ModelOps
+from javis.timing import Timed, interleave, quantile
 
 RESULTS = Path("benchmarks/results")
-_ROTATED_BYTES = 64 << 20  # more than the last-level cache share of a core
-_COPY = "copy"
+MODES = ("forward", "backward", "forward+backward")
+_ROTATED_BYTES = {"cpu": 64 << 20, "cuda": 256 << 20}  # more than the cache: the share of a core, the L2 of a GPU
+_MATMUL_SIZE = {"cpu": 1024, "cuda": 4096}
+_GATE_FLOPS, _GATE_BYTES = 4e9, 300e6  # what the gate's forward pass may need; a second or two in float64 on one core
+_COPY, _MATMUL = "copy", "matmul"
 _EAGER, _COMPILED = "eager", "compiled eager"
 
 
@@ -53,12 +60,14 @@ class BenchConfig:
     """What to measure and where the rows go."""
 
     op: str | None = None  # one op; None: all
-    case: str | None = None  # only cases whose name contains this
-    backend: str | None = None  # one backend beside eager and copy; None: all that run here
+    shape: str | None = None  # only cases whose name contains this
+    backend: str | None = None  # one backend beside the baselines; None: all that run here
+    device: Literal["cpu", "cuda"] | None = None  # None: the GPU if there is one
     seconds: float = 1.0  # time spent on each case and mode
     threads: int | None = None  # CPU threads; None: as torch is set up
     compiled: bool = False  # also time the eager baseline under torch.compile
     json: Path | None = None  # write the rows of this run here as one JSON list
+    plot: Path | None = None  # draw the speed-up over eager here, as PNG
     append: bool = True  # append the rows to benchmarks/results/<device>.jsonl when that folder exists
 
     def __post_init__(self) -> None:
@@ -70,10 +79,15 @@ class BenchConfig:
             raise UsageError(f"threads is {self.threads}: expected 1 or more")
         if self.backend is not None:
             Backend.parse(self.backend)
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise UsageError("device 'cuda' was asked for, but torch finds none; see `javis doctor`")
+        for path in (self.json, self.plot):
+            if path is not None and not path.absolute().parent.is_dir():
+                raise UsageError(f"cannot write {path}: there is no folder {path.absolute().parent}")
 
 
 Row = dict[str, Any]
-Call = Callable[..., Tensor]
+Call = Callable[..., Any]
 
 
 def run(config: BenchConfig, report: Callable[[Row], None] = lambda row: None) -> list[Row]:
@@ -87,15 +101,17 @@ def run(config: BenchConfig, report: Callable[[Row], None] = lambda row: None) -
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     try:
-        # Backward passes are timed on retained graphs, which compiled ones allow only without donated buffers.
-        with torch._functorch.config.patch(donated_buffer=False):
-            rows = _run(config, report)
+        rows = _run(config, report)
     finally:
         torch.set_num_threads(before)
     if not rows:
-        raise UsageError(f"no case matches op={config.op!r}, case={config.case!r}")
+        raise UsageError(f"no case matches op={config.op!r}, shape={config.shape!r}")
     if config.json is not None:
         config.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    if config.plot is not None:
+        from javis.bench_plot import plot_speedup
+
+        plot_speedup(rows, config.plot)
     if config.append:
         append_rows(rows)
     return rows
@@ -112,51 +128,66 @@ def append_rows(rows: Sequence[Row]) -> Path | None:
 
 
 def _run(config: BenchConfig, report: Callable[[Row], None]) -> list[Row]:
-    where = environment()
+    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    where = environment(device)
     rows = []
     for name, op in OPS.items():
+        if config.op not in (None, name):
+            continue
         for case in op.cases():
-            if config.op not in (None, name) or (config.case or "") not in case.name:
+            if (config.shape or "") not in case.name:
                 continue
-            variants = _variants(name, op, case, config)
-            check(name, case, variants)
-            for backward in (False, True):
-                for row in _measure(case, variants, backward=backward, seconds=config.seconds):
-                    dtype = str(case.dtype).removeprefix("torch.")
-                    rows.append({"op": name, "case": case.name, "dtype": dtype, **row, **where})
+            gate = case.smaller(flops=_GATE_FLOPS, bytes=_GATE_BYTES)
+            variants = _variants(name, op, gate, config, device)
+            errors = check(name, gate, variants, device)
+            _compare_with_eager(name, case, variants, device)
+            about = {"op": name, "case": case.name, "dtype": str(case.dtype).removeprefix("torch.")}
+            about |= {"gate": "full" if gate == case else _difference(gate, case)}
+            for mode in MODES if case.differentiable else MODES[:1]:
+                for row in _measure(case, variants, mode, config.seconds, device):
+                    error = errors.get(row["backend"], {}).get("forward" if mode == "forward" else "backward")
+                    rows.append({**about, **row, "max_error": error, **where})
                     report(rows[-1])
     return rows
 
 
-def _variants(name: str, op: Op, case: OpCase, config: BenchConfig) -> dict[str, Call]:
-    """Callables under the names their rows carry: backends first, then baselines."""
-    args, kwargs = case.inputs()
-    backends = {backend: why_not(op.checks, backend, *args, *kwargs.values()) for backend in op.checks}
-    if config.backend is not None:
-        reason = why_not(op.checks, Backend.parse(config.backend), *args, *kwargs.values())
-        if reason is not None:
-            raise UsageError(f"{name}: backend {config.backend!r} cannot run {case.name}: {reason}")
-        backends = {Backend.parse(config.backend): None}
+def _difference(gate: OpCase, case: OpCase) -> str:
+    fields = [f.name for f in dataclasses.fields(case) if getattr(case, f.name) != getattr(gate, f.name)]
+    return "with " + ", ".join(f"{name}={getattr(gate, name)}" for name in fields)
 
-    variants: dict[str, Call] = {
-        backend.value: partial(op.function, backend=backend) for backend, reason in backends.items() if reason is None
-    }
-    variants[_EAGER] = getattr(ModelOps(), name)
+
+def _variants(name: str, op: Op, case: OpCase, config: BenchConfig, device: str) -> dict[str, Call]:
+    """Callables under the names their rows carry: backends first, then baselines."""
+    args, kwargs = case.inputs(device=device)
+    wanted = list(op.checks) if config.backend is None else [Backend.parse(config.backend)]
+    variants: dict[str, Call] = {}
+    for backend in wanted:
+        # Not why_not: an interpreted kernel can run, but its time says nothing.
+        reason = why_not_auto(op.checks, backend, *args, *kwargs.values())
+        if reason is None:
+            variants[backend.value] = partial(op.function, backend=backend)
+        elif config.backend is not None:
+            raise UsageError(f"{name}: backend {config.backend!r} cannot run {case.name}: {reason}")
+    variants[_EAGER] = getattr(ModelOps(), name, partial(op.function, backend=Backend.REFERENCE))
     if config.compiled:
         torch.compiler.reset()  # each case compiles afresh, for its own shape
         variants[_COMPILED] = torch.compile(variants[_EAGER], fullgraph=True)
     return variants
 
 
-def _with_grad(
-    case: OpCase, seed: int, dtype: torch.dtype | None = None
-) -> tuple[list[Any], dict[str, Any], list[Tensor]]:
-    """Inputs of a case with gradients switched on, and the list of those that have one."""
-    args, kwargs = case.inputs(seed=seed)
+Inputs = tuple[list[Any], dict[str, Any], list[Tensor]]
 
-    def ready(value: Any) -> Any:
+
+def _inputs(case: OpCase, seed: int, device: str, dtype: torch.dtype | None = None) -> Inputs:
+    """Arguments of a case with gradients switched on, and the list of those that have one."""
+    args, kwargs = case.inputs(seed=seed, device=device)
+
+    def ready(value: Any, gradient: bool = case.differentiable) -> Any:
+        if isinstance(value, tuple):  # tables (RoPE) and folded weights: they take no gradient
+            parts = [ready(part, False) for part in value]
+            return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
         if isinstance(value, Tensor) and value.is_floating_point():
-            return value.to(dtype or value.dtype).requires_grad_()
+            return value.detach().to(dtype or value.dtype).requires_grad_(gradient)
         return value
 
     ready_args, ready_kwargs = [ready(a) for a in args], {k: ready(v) for k, v in kwargs.items()}
@@ -164,97 +195,143 @@ def _with_grad(
     return ready_args, ready_kwargs, leaves
 
 
-def check(name: str, case: OpCase, variants: dict[str, Call]) -> None:
-    """The correctness gate: every backend within its budget on this case, forward and all gradients."""
+def _tensors(result: Any) -> list[Tensor]:
+    """The outputs of an op, one or several."""
+    return [result] if isinstance(result, Tensor) else [part for part in result if isinstance(part, Tensor)]
 
-    def outputs(function: Call, dtype: torch.dtype | None = None) -> list[Tensor]:
-        args, kwargs, leaves = _with_grad(case, 0, dtype)
-        y = function(*args, **kwargs)
-        dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(case.dtype).to(y.dtype)
-        return [y.detach(), *torch.autograd.grad(y, leaves, dy)]
+
+def _gradients(result: Any, leaves: list[Tensor], dys: Sequence[Tensor] | None = None) -> Sequence[Tensor]:
+    """Gradients of the leaves; ``dys`` are reused where they are given, for one fixed seed otherwise."""
+    outputs = [y for y in _tensors(result) if y.requires_grad]
+    if dys is None:
+        dys = _upstream(outputs)
+    return torch.autograd.grad(outputs, leaves, dys, materialize_grads=True)
+
+
+def _upstream(outputs: Sequence[Tensor], dtype: torch.dtype | None = None) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(y.shape, generator=generator).to(dtype or y.dtype).to(y) for y in outputs]
+
+
+def check(name: str, case: OpCase, variants: dict[str, Call], device: str = "cpu") -> dict[str, dict[str, float]]:
+    """The correctness gate: every backend within its budget on this case, forward and all gradients.
+
+    Returns:
+        By variant, baselines included: the largest error of "forward" and of "backward", relative to the largest value
+        of the tensor it is in.
+
+    Raises:
+        AssertionError: a backend is outside its budget.
+    """
+
+    def outputs(function: Call, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+        args, kwargs, leaves = _inputs(case, 0, device, dtype)
+        result = function(*args, **kwargs)
+        found = {f"output {i}": y.detach() for i, y in enumerate(_tensors(result))}
+        if case.differentiable:
+            dys = _upstream([y for y in _tensors(result) if y.requires_grad], case.dtype)
+            found |= {f"gradient {i}": g for i, g in enumerate(_gradients(result, leaves, dys))}
+        return found
 
     reference = partial(OPS[name].function, backend=Backend.REFERENCE)
     exact, same = outputs(reference, torch.float64), outputs(reference)
+    errors: dict[str, dict[str, float]] = {}
     for variant, function in variants.items():
-        if variant in (_EAGER, _COMPILED):
-            continue
-        for index, (actual, e, s) in enumerate(zip(outputs(function), exact, same, strict=True)):
-            what = "output" if index == 0 else f"gradient {index}"
-            assert_within_budget(f"{name} {case.name} {variant} {what}", actual, e, s)
+        actual = outputs(function)
+        errors[variant] = {"forward": 0.0, "backward": 0.0}
+        for what, value in actual.items():
+            if variant not in (_EAGER, _COMPILED):
+                assert_within_budget(f"{name} {case.name} {variant} {what}", value, exact[what], same[what])
+            mode = "forward" if what.startswith("output") else "backward"
+            errors[variant][mode] = max(errors[variant][mode], _relative(value, exact[what]))
+    return errors
 
 
-def _measure(case: OpCase, variants: dict[str, Call], *, backward: bool, seconds: float) -> list[Row]:
-    x = case.inputs()[0][0]
-    copies = max(1, min(16, _ROTATED_BYTES // max(1, x.nbytes)))
-    inputs = [_with_grad(case, seed) for seed in range(copies)]
-    calls: dict[str, Callable[[int], object]] = {}
-    calls[_COPY] = lambda i: inputs[i][0][0].detach().clone()
-    if backward:
-        dy = torch.randn_like(x)
-        for name, function in variants.items():
-            graphs = [(function(*args, **kwargs), leaves) for args, kwargs, leaves in inputs]
-            calls[name] = partial(_backward, graphs, dy)
-    else:
-        for name, function in variants.items():
-            calls[name] = partial(_forward, function, inputs)
+def _relative(actual: Tensor, exact: Tensor) -> float:
+    if actual.numel() == 0:
+        return 0.0
+    size = exact.double().abs().amax().item()
+    return (actual.double() - exact.double()).abs().amax().item() / (size or 1.0)
 
-    with torch.set_grad_enabled(False):
-        times = _interleave(calls, copies, seconds)
-    copy_rate = 2 * x.nbytes / _quantile(times[_COPY], 0.5)
+
+@torch.no_grad()
+def _compare_with_eager(name: str, case: OpCase, variants: dict[str, Call], device: str) -> None:
+    """On the very call that is timed: no variant is anywhere far from eager."""
+    args, kwargs, _ = _inputs(case, 0, device)
+    expected = _tensors(variants[_EAGER](*args, **kwargs))
+    for variant, function in variants.items():
+        if variant != _EAGER:
+            for i, (a, e) in enumerate(zip(_tensors(function(*args, **kwargs)), expected, strict=True)):
+                close = (a.float() - e.float()).abs().amax() <= 0.1 * e.float().abs().amax()
+                assert bool(close), f"{name} {case.name} {variant} output {i}: far from eager on the full-size call"
+
+
+def _measure(case: OpCase, variants: dict[str, Call], mode: str, seconds: float, device: str) -> list[Row]:
+    copies = max(1, min(16, _ROTATED_BYTES[device] // max(1, case.bytes())))
+    inputs = [_inputs(case, seed, device) for seed in range(copies)]
+    buffer = torch.zeros(max(1, case.bytes() // 2), dtype=torch.uint8, device=device)
+    side = _MATMUL_SIZE[device]
+    square = torch.randn(side, side, device=device).to(case.dtype)
+    calls = {name: _timed(function, inputs, mode) for name, function in variants.items()}
+    calls[_COPY] = Timed(lambda i: buffer.clone())
+    calls[_MATMUL] = Timed(lambda i: square @ square, every=16)
+    with torch.set_grad_enabled(mode != "forward"):
+        times, timer = interleave(calls, copies, seconds, device)
+
+    p50 = {name: quantile(values, 0.5) for name, values in times.items()}
+    bytes_per_s, flops_per_s = 2 * buffer.nbytes / p50[_COPY], 2 * side**3 / p50[_MATMUL]
+    work = {name: _work(case, mode) for name in variants}
+    work |= {_COPY: (2 * buffer.nbytes, 0), _MATMUL: (3 * square.nbytes, 2 * side**3)}
     rows = []
     for name, values in times.items():
-        moved = 2 * x.nbytes if name == _COPY else case.bytes(backward=backward)
-        rate = moved / _quantile(values, 0.5)
+        moved, flops = work[name]
         rows.append(
             {
                 "backend": name,
-                "mode": "backward" if backward else "forward",
-                "p20_ms": round(_quantile(values, 0.2) * 1e3, 5),
-                "p50_ms": round(_quantile(values, 0.5) * 1e3, 5),
-                "p80_ms": round(_quantile(values, 0.8) * 1e3, 5),
-                "gb_per_s": round(rate / 1e9, 3),
-                "share_of_copy": round(rate / copy_rate, 3),
+                "mode": mode,
+                "p20_ms": round(quantile(values, 0.2) * 1e3, 5),
+                "p50_ms": round(p50[name] * 1e3, 5),
+                "p80_ms": round(quantile(values, 0.8) * 1e3, 5),
+                "gb_per_s": round(moved / p50[name] / 1e9, 3),
+                "share_of_copy": round(moved / p50[name] / bytes_per_s, 3),
+                "tflop_per_s": round(flops / p50[name] / 1e12, 5),
+                "share_of_matmul": round(flops / p50[name] / flops_per_s, 3),
+                # What would take longer on this machine at full speed: moving the bytes or doing the FLOPs.
+                "bound": "flops" if flops / flops_per_s > moved / bytes_per_s else "bytes",
                 "samples": len(values),
+                "timer": timer,
             }
         )
     return rows
 
 
-def _forward(function: Call, inputs: Sequence[tuple[list[Any], dict[str, Any], list[Tensor]]], i: int) -> object:
-    return function(*inputs[i][0], **inputs[i][1])
+def _work(case: OpCase, mode: str) -> tuple[int, int]:
+    """Bytes and FLOPs of a mode."""
+    passes = {"forward": (False,), "backward": (True,), "forward+backward": (False, True)}[mode]
+    return sum(case.bytes(backward=b) for b in passes), sum(case.flops(backward=b) for b in passes)
 
 
-def _backward(graphs: Sequence[tuple[Tensor, list[Tensor]]], dy: Tensor, i: int) -> object:
-    y, leaves = graphs[i]
-    return torch.autograd.grad(y, leaves, dy, retain_graph=True)
+def _timed(function: Call, inputs: Sequence[Inputs], mode: str) -> Timed:
+    def forward(i: int) -> Any:
+        return function(*inputs[i][0], **inputs[i][1])
+
+    if mode == "forward":
+        return Timed(forward)
+    dys = _upstream([y for y in _tensors(forward(0)) if y.requires_grad])
+
+    def backward(given: tuple[Any, int]) -> object:
+        return _gradients(given[0], inputs[given[1]][2], dys)
+
+    if mode == "backward":  # the graph is made anew each time, so that only one is in memory
+        return Timed(backward, prepare=lambda i: (forward(i), i))
+    return Timed(lambda i: backward((forward(i), i)))
 
 
-def _interleave(calls: dict[str, Callable[[int], object]], copies: int, seconds: float) -> dict[str, list[float]]:
-    """Seconds of each launch, the variants taking turns on the same buffer."""
-    for call in calls.values():
-        for i in range(min(3, copies)):
-            call(i)
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    end = time.perf_counter() + seconds
-    turn = 0
-    while turn < 7 or time.perf_counter() < end:
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call(turn % copies)
-            times[name].append(time.perf_counter() - start)
-        turn += 1
-    return times
-
-
-def _quantile(values: Sequence[float], share: float) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
-
-
-def environment() -> Row:
-    """Where a row was measured: device, versions, commit, date."""
+def environment(device: str = "cpu") -> Row:
+    """Where a row was measured: device, versions, commit, date; on a GPU also driver, clock and power limit."""
+    gpu = _gpu() if device == "cuda" else {"device": cpu_name()}
     return {
-        "device": cpu_name(),
+        **gpu,
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 1),  # others at work on this machine make every figure worse
         "isa": native.cpu_isa(),
@@ -268,6 +345,18 @@ def environment() -> Row:
     }
 
 
+def _gpu() -> Row:
+    facts: Row = {"device": torch.cuda.get_device_name(), "cuda": torch.version.cuda, "triton": _version("triton")}
+    query = "driver_version,clocks.sm,clocks.max.sm,power.limit"
+    try:
+        command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader", f"--id={torch.cuda.current_device()}"]
+        said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout
+        facts |= dict(zip(("driver", "clock", "max_clock", "power_limit"), said.strip().split(", ")))
+    except (OSError, subprocess.SubprocessError):
+        facts["driver"] = None
+    return facts
+
+
 def _git(*arguments: str) -> str | None:
     try:
         done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, timeout=10)
@@ -276,28 +365,42 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip()
 
 
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def _slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def render(rows: Sequence[Row], console: Console) -> None:
-    """Print the rows of ``run``, one table per op: milliseconds, and speed-up of the medians against eager."""
+    """Print the rows of ``run``, one table per case: milliseconds, speed, error, speed-up of the medians over eager."""
     where = "{device}, {threads} threads, {isa}, torch {torch}, load {load}".format(**rows[0])
     console.print(where, highlight=False, markup=False)
     eager = {(r["op"], r["case"], r["mode"]): r["p50_ms"] for r in rows if r["backend"] == _EAGER}
-    for op in dict.fromkeys(row["op"] for row in rows):
-        table = Table(title=op, title_justify="left", box=None, pad_edge=False)
-        for column in ("case", "mode", "backend"):
+    for op, case in dict.fromkeys((row["op"], row["case"]) for row in rows):
+        mine = [row for row in rows if (row["op"], row["case"]) == (op, case)]
+        gate = "" if mine[0]["gate"] == "full" else f" (compared with float64 {mine[0]['gate']})"
+        title = f"{op}, {case}{gate}"
+        table = Table(title=title, title_justify="left", box=None, pad_edge=False, collapse_padding=True)
+        for column in ("mode", "backend"):
             table.add_column(column, overflow="fold")
-        for column in ("p20", "p50", "p80 ms", "GB/s", "of copy", "x eager"):
+        for column in ("p20", "p50", "p80 ms", "speed", "of peak", "error", "x eager"):
             table.add_column(column, justify="right", no_wrap=True)
-        for row in rows:
-            if row["op"] == op:
-                base = eager[row["op"], row["case"], row["mode"]]
-                numbers = [f"{row[key]:.3f}" for key in ("p20_ms", "p50_ms", "p80_ms")]
-                share, gain = f"{row['share_of_copy']:.0%}", f"{base / row['p50_ms']:.2f}"
-                cells = [row["case"], row["mode"], row["backend"], *numbers, f"{row['gb_per_s']:.1f}", share]
-                table.add_row(*cells, "" if row["backend"] == _COPY else gain)
+        for row in mine:
+            numbers = [f"{row[key]:.3f}" for key in ("p20_ms", "p50_ms", "p80_ms")]
+            if row["bound"] == "flops":
+                speed, share = f"{row['tflop_per_s']:.3f} TFLOP/s", f"{row['share_of_matmul']:.0%}"
+            else:
+                speed, share = f"{row['gb_per_s']:.1f} GB/s", f"{row['share_of_copy']:.0%}"
+            error = "" if row["max_error"] is None else f"{row['max_error']:.0e}"
+            base = eager[op, case, row["mode"]]
+            gain = "" if row["backend"] in (_COPY, _MATMUL) else f"{base / row['p50_ms']:.2f}"
+            mode = row["mode"].replace("forward+backward", "both")
+            table.add_row(mode, row["backend"], *numbers, speed, share, error, gain)
         console.print(table)
 
 

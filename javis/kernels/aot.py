@@ -96,7 +96,7 @@ def collect(op: str | None = None) -> dict[str, list[AotSpec]]:
 def compile_spec(op: str, spec: AotSpec, arch: int, *, cache: bool = True) -> Result:
     """Compile one configuration for one architecture; what goes wrong is in the result's ``error``."""
     path = CACHE / f"{_key(spec, arch)}.json"
-    about = {"op": op, "spec": spec.name, "default": spec.default}
+    about: dict[str, Any] = {"op": op, "spec": spec.name, "default": spec.default}
     if cache and path.is_file():
         return Result(**json.loads(path.read_text(encoding="utf-8")) | about)
     about |= {"arch": arch, "num_warps": spec.num_warps, "num_stages": spec.num_stages}
@@ -131,7 +131,7 @@ def _key(spec: AotSpec, arch: int) -> str:
     return hashlib.sha256((_jit_function(spec.kernel).cache_key + text).encode()).hexdigest()[:32]
 
 
-def _compile(spec: AotSpec, arch: int) -> dict[str, int]:
+def _compile(spec: AotSpec, arch: int) -> dict[str, Any]:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource

@@ -7,10 +7,13 @@ not of an implementation: each input is read once and each output written once.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
+
+# Fields of cases that count samples or tokens: with fewer of them it is the same kernel on less.
+_COUNTS = ("batch", "frames", "places", "tokens", "video", "audio")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,3 +36,17 @@ class OpCase(ABC):
     @abstractmethod
     def flops(self, *, backward: bool = False) -> int:
         """Floating-point operations of the forward pass, or of the backward pass alone."""
+
+    def smaller(self, *, flops: float, bytes: float) -> OpCase:
+        """This call with fewer tokens, until its forward pass needs at most so many FLOPs and bytes.
+
+        The largest count is halved again and again; widths, heads and the number of prior tokens stay.
+        """
+        case: OpCase = self
+        while case.flops() > flops or case.bytes() > bytes:
+            counts = {name: getattr(case, name) for name in _COUNTS if isinstance(getattr(case, name, None), int)}
+            largest = max(counts, key=lambda name: counts[name], default=None)
+            if largest is None or counts[largest] <= 1:
+                break
+            case = replace(case, **{largest: counts[largest] // 2})
+        return case
