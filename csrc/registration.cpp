@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "cpu/ada_layer_norm.h"
+#include "cpu/gated_residual_ada_layer_norm.h"
 
 STABLE_TORCH_LIBRARY(javis_native, m) {
   m.def(
@@ -14,9 +15,18 @@ STABLE_TORCH_LIBRARY(javis_native, m) {
   m.def(
       "ada_layer_norm_backward(Tensor dy, Tensor x, Tensor mean, Tensor rstd, Tensor scale, Tensor? scale0,"
       " Tensor? frame_mask) -> (Tensor dx, Tensor dmodulation)");
+  m.def(
+      "gated_residual_ada_layer_norm(Tensor x, Tensor h, Tensor? gate, Tensor shift, Tensor scale, Tensor? gate0,"
+      " Tensor? shift0, Tensor? scale0, Tensor? frame_mask, float eps) -> (Tensor r, Tensor y, Tensor mean, Tensor rstd)");
+  m.def(
+      "gated_residual_ada_layer_norm_backward(Tensor dr, Tensor dy, Tensor r, Tensor? h, Tensor mean, Tensor rstd,"
+      " Tensor? gate, Tensor scale, Tensor? gate0, Tensor? scale0, Tensor? frame_mask)"
+      " -> (Tensor dx, Tensor dh, Tensor dmodulation)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(javis_native, CPU, m) {
   m.impl("ada_layer_norm", TORCH_BOX(&javis::cpu::ada_layer_norm));
   m.impl("ada_layer_norm_backward", TORCH_BOX(&javis::cpu::ada_layer_norm_backward));
+  m.impl("gated_residual_ada_layer_norm", TORCH_BOX(&javis::cpu::gated_residual_ada_layer_norm));
+  m.impl("gated_residual_ada_layer_norm_backward", TORCH_BOX(&javis::cpu::gated_residual_ada_layer_norm_backward));
 }

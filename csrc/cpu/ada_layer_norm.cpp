@@ -10,72 +10,23 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <cstdlib>
-#include <cstring>
 
 #include "../checks.h"
 #include "ada_layer_norm_rows.h"
+#include "norm_arguments.h"
+#include "row_isa.h"
 
 namespace javis::cpu {
 namespace {
 
-// Rows whose dshift and dscale are summed in float32 before the sums go on in float64. A fixed number, so that the
-// result does not depend on how many threads there are.
-constexpr int64_t kRowsPerBlock = 128;
-
 const RowKernels& row_kernels() {
-  static const RowKernels& chosen = []() -> const RowKernels& {
-    const char* wanted = std::getenv("JAVIS_CPU_ISA");  // lets tests run what this machine would not choose
-    const auto allows = [&](const char* isa) { return wanted == nullptr || std::strcmp(wanted, isa) == 0; };
 #if defined(__x86_64__)
-    if (allows("avx512") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma"))
-      return ada_layer_norm_rows_avx512;
-    if (allows("avx2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return ada_layer_norm_rows_avx2;
+  static const RowKernels& chosen =
+      choose_isa(ada_layer_norm_rows_baseline, ada_layer_norm_rows_avx2, ada_layer_norm_rows_avx512);
+#else
+  static const RowKernels& chosen = choose_isa(ada_layer_norm_rows_baseline);
 #endif
-    STD_TORCH_CHECK(
-        allows("baseline"), "JAVIS_CPU_ISA=", wanted, " is not available here; expected baseline, avx2 or avx512");
-    return ada_layer_norm_rows_baseline;
-  }();
   return chosen;
-}
-
-// Rows need unit stride inside; between rows and samples any stride will do (a view of a wider tensor needs no copy).
-Tensor with_dense_rows(const Tensor& tensor) {
-  if (tensor.size(2) <= 1 || tensor.stride(2) == 1) return tensor;
-  return torch::stable::contiguous(tensor);
-}
-
-const float* floats(const Tensor& tensor, int64_t offset) {
-  return static_cast<const float*>(tensor.const_data_ptr()) + offset;
-}
-
-struct Sizes {
-  int64_t batch, tokens, width, frames;
-};
-
-Sizes check_inputs(const Tensor& x, const std::optional<Tensor>& frame_mask) {
-  STD_TORCH_CHECK(x.dim() == 3, "x has ", x.dim(), " dimensions, expected 3: [B, N, C]");
-  STD_TORCH_CHECK(
-      x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::BFloat16, "x must be float32 or bfloat16");
-  Sizes sizes{x.size(0), x.size(1), x.size(2), 1};
-  STD_TORCH_CHECK(sizes.width > 0, "x has width 0");
-  if (frame_mask.has_value()) {
-    STD_TORCH_CHECK(frame_mask->dim() == 2 && frame_mask->size(0) == sizes.batch, "frame_mask must be [B, T]");
-    sizes.frames = frame_mask->size(1);
-    check_dtype(*frame_mask, ScalarType::Bool, "frame_mask");
-    check_dense(*frame_mask, "frame_mask");
-    STD_TORCH_CHECK(
-        sizes.frames > 0 && sizes.tokens % sizes.frames == 0, "frame_mask has ", sizes.frames, " frames, which does not divide ",
-        sizes.tokens, " tokens");
-  }
-  return sizes;
-}
-
-void check_modulation(const Tensor& tensor, const Sizes& sizes, const char* name) {
-  check_shape(tensor, {sizes.batch, sizes.width}, name);
-  check_dtype(tensor, ScalarType::Float, name);
-  check_dense(tensor, name);
 }
 
 template <typename T>
@@ -204,19 +155,7 @@ std::tuple<Tensor, Tensor> ada_layer_norm_backward(
   else
     backward<bf16>(dy, x, mean, rstd, modulation, dx, partial_data, blocks, sizes, kernels.backward_bf16);
 
-  // Second stage: the blocks of each sample, in order, in float64.
-  float* out = static_cast<float*>(dmodulation.mutable_data_ptr());
-  const int64_t row_length = sums * sizes.width;
-  torch::stable::parallel_for(0, sizes.batch * row_length, 4096, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t b = i / row_length, rest = i - b * row_length;
-      const float* column = partial_data + b * blocks * row_length + rest;
-      double sum = 0.0;
-      for (int64_t block = 0; block < blocks; ++block) sum += static_cast<double>(column[block * row_length]);
-      const int64_t k = rest / sizes.width, c = rest - k * sizes.width;
-      out[(k * sizes.batch + b) * sizes.width + c] = static_cast<float>(sum);
-    }
-  });
+  sum_blocks(partial_data, static_cast<float*>(dmodulation.mutable_data_ptr()), sizes.batch, blocks, sums, sizes.width);
   return {dx, dmodulation};
 }
 

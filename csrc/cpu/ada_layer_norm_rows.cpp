@@ -5,6 +5,7 @@
 //                     dshift = sum over rows of dy, dscale = sum over rows of dy * xhat
 
 #include "ada_layer_norm_rows.h"
+#include "row_values.h"
 
 #ifndef JAVIS_ISA
 #error "JAVIS_ISA must be baseline, avx2 or avx512"
@@ -14,23 +15,6 @@
 
 namespace javis::cpu {
 namespace {
-
-inline float load(const float* p) { return *p; }
-inline float load(const bf16* p) {
-  const uint32_t bits = static_cast<uint32_t>(p->bits) << 16;
-  float value;
-  __builtin_memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
-inline void store(float* p, float value) { *p = value; }
-inline void store(bf16* p, float value) {
-  uint32_t bits;
-  __builtin_memcpy(&bits, &value, sizeof bits);
-  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // to nearest, ties to even
-  const uint32_t nan = (bits >> 16) | 0x40u;                              // rounding could carry a NaN into infinity
-  p->bits = static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? nan : rounded);
-}
 
 // Two passes over a row that sits in cache: the textbook one-pass variance cancels when |mean| >> deviation.
 template <typename T>

@@ -14,6 +14,7 @@ from javis.kernels.cases import OpCase
 NAMES = (
     "ada_layer_norm",
     "prior_injection",
+    "gated_residual_ada_layer_norm",
 )  # fmt: skip
 
 

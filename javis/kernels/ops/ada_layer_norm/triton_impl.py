@@ -12,13 +12,12 @@ The ops gated_residual_ada_layer_norm and the FP8 forms launch the same kernels.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from javis.kernels.ops.ada_layer_norm import aot_specs as specs
 from javis.kernels.triton_support import AotSpec, interpreting
 
 MAX_WIDTH = 16384  # one row in the registers of 16 warps
@@ -389,113 +388,6 @@ def ada_layer_norm_backward(
 def aot_specs() -> list[AotSpec]:
     """The configurations of the full-size model (C = 1152, bfloat16), without and with a frame mask."""
     return [
-        *forward_specs("forward", residual=False, gate=False),
-        *backward_specs("backward", residual=False, gate=False),
+        *specs.forward(forward_rows, "forward", row_options(specs.WIDTH)),
+        *specs.backward(backward_rows, sum_partials, "backward", row_options(specs.WIDTH)),
     ]
-
-
-_SIZES = {"frames": "i32", "places": "i32", "chunks": "i32"}
-_AOT_WIDTH = 1152
-
-
-def _signature(pointers: dict[str, str], present: set[str]) -> tuple[dict[str, str], dict[str, Any]]:
-    """Types of the pointers that are there; the others are None, which Triton compiles in."""
-    signature = {name: kind if name in present else "constexpr" for name, kind in pointers.items()}
-    return signature, {name: None for name in pointers if name not in present}
-
-
-def forward_specs(name: str, *, residual: bool, gate: bool, fp8: str = "") -> list[AotSpec]:
-    """``forward_rows`` as it is launched for 512x512 (4 rows) and 720p (8 rows), and for short audio (1 row)."""
-    specs = []
-    for masked in (False, True):
-        for rows in (8, 4, 1):
-            pointers = {f"{p}_ptr": "*bf16" for p in ("x", "h", "gate", "gate0", "shift", "shift0", "scale", "scale0")}
-            pointers |= {"mask_ptr": "*i1", "r_ptr": "*bf16", "y_ptr": "*u8" if fp8 else "*bf16"}
-            pointers |= {f"{p}_ptr": "*fp32" for p in ("mean", "rstd", "fp8_scale")}
-            present = {"x_ptr", "shift_ptr", "scale_ptr", "y_ptr"}
-            present |= {"fp8_scale_ptr"} if fp8 else {"mean_ptr", "rstd_ptr"}
-            present |= {"h_ptr", "r_ptr"} if residual else set()
-            present |= {"gate_ptr"} if gate else set()
-            if masked:
-                present |= {"shift0_ptr", "scale0_ptr", "mask_ptr"} | ({"gate0_ptr"} if gate else set())
-            signature, constants = _signature(pointers, present)
-            strides = ("x_b", "x_n", "h_b", "h_n", "gate_b", "gate0_b", "shift_b", "shift0_b", "scale_b", "scale0_b")
-            signature |= dict.fromkeys(strides, "i32") | _SIZES | {"eps": "fp32"}
-            constants |= {"WIDTH": _AOT_WIDTH, "ROWS": rows, "HAS_H": residual, "HAS_GATE": gate, "MASKED": masked}
-            constants |= {"FP8": fp8, "HARDWARE": False}
-            options = row_options(_AOT_WIDTH)
-            constants["BLOCK"] = options["BLOCK"]
-            aligned = (*(p for p in present if p not in ("mask_ptr", "fp8_scale_ptr")), *strides)
-            specs.append(
-                AotSpec(
-                    name=f"{name} C={_AOT_WIDTH} rows={rows}{' masked' if masked else ''} bf16",
-                    kernel=forward_rows,
-                    signature=signature | {key: "constexpr" for key in constants},
-                    constants=constants,
-                    num_warps=options["num_warps"],
-                    aligned=aligned,
-                )
-            )
-    return specs
-
-
-def backward_specs(name: str, *, residual: bool, gate: bool) -> list[AotSpec]:
-    """``backward_rows`` and the sum of its parts."""
-    specs = []
-    for masked in (False, True):
-        pointers = {f"{p}_ptr": "*bf16" for p in ("dr", "dy", "r", "h", "gate", "gate0", "scale", "scale0")}
-        pointers |= {"mask_ptr": "*i1", "mean_ptr": "*fp32", "rstd_ptr": "*fp32", "dx_ptr": "*bf16"}
-        pointers |= {"dh_ptr": "*bf16", "partial_ptr": "*fp32"}
-        present = {"dy_ptr", "r_ptr", "scale_ptr", "mean_ptr", "rstd_ptr", "dx_ptr", "partial_ptr"}
-        present |= {"dr_ptr"} if residual else set()
-        present |= {"h_ptr", "gate_ptr", "dh_ptr"} if gate else set()
-        if masked:
-            present |= {"scale0_ptr", "mask_ptr"} | ({"gate0_ptr"} if gate else set())
-        signature, constants = _signature(pointers, present)
-        strides = (
-            "dr_b",
-            "dr_n",
-            "dy_b",
-            "dy_n",
-            "r_b",
-            "r_n",
-            "h_b",
-            "h_n",
-            "gate_b",
-            "gate0_b",
-            "scale_b",
-            "scale0_b",
-        )
-        signature |= dict.fromkeys(strides, "i32") | _SIZES | {"rows": "i32"}
-        options = row_options(_AOT_WIDTH)
-        constants |= {"WIDTH": _AOT_WIDTH, "BLOCK": options["BLOCK"]}
-        constants |= {"HAS_H": residual, "HAS_GATE": gate, "MASKED": masked}
-        mask = " masked" if masked else ""
-        specs.append(
-            AotSpec(
-                name=f"{name} C={_AOT_WIDTH}{mask} bf16",
-                kernel=backward_rows,
-                signature=signature | {key: "constexpr" for key in constants},
-                constants=constants,
-                num_warps=options["num_warps"],
-                aligned=(*(p for p in present if p not in ("mask_ptr", "mean_ptr", "rstd_ptr")), *strides),
-            )
-        )
-        sums = 3 if gate else 2
-        signature, constants = _signature(
-            {"partial_ptr": "*fp32", "mask_ptr": "*i1", "out_ptr": "*bf16"},
-            {"partial_ptr", "out_ptr"} | ({"mask_ptr"} if masked else set()),
-        )
-        constants |= {"WIDTH": _AOT_WIDTH, "SUMS": sums, "ROWS": 32, "BLOCK": 32, "MASKED": masked}
-        signature |= {"batch": "i32", "frames": "i32", "chunks": "i32"}
-        specs.append(
-            AotSpec(
-                name=f"{name} sums={sums} C={_AOT_WIDTH}{mask} bf16",
-                kernel=sum_partials,
-                signature=signature | {key: "constexpr" for key in constants},
-                constants=constants,
-                num_warps=4,
-                aligned=("partial_ptr", "out_ptr"),
-            )
-        )
-    return specs

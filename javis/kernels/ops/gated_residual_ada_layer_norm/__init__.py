@@ -1,0 +1,1 @@
+"""Gated residual and adaptive layer norm. Read api.py first."""
