@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
@@ -59,6 +59,8 @@ class SampleArgs:
     """Folder with config.json and model.safetensors, or "demo", the built-in model."""
     batch_size: int = 4
     """Clips generated together (with --prompts)."""
+    ops: Literal["fused", "reference"] = "fused"
+    """What the model runs on: the kernels of javis, or plain PyTorch."""
 
 
 def parse_resolution(text: str) -> tuple[int, int]:
@@ -112,7 +114,7 @@ def main(args: SampleArgs) -> int:
             check_writable(path)
 
     started = time.perf_counter()
-    pipe = _load(args.checkpoint)
+    pipe = _load(args.checkpoint, args.ops)
     load_seconds = time.perf_counter() - started
     _check_against(pipe, todo, scale_to, args)
     done = 0
@@ -173,6 +175,7 @@ def _record(
         "resolution": f"{scale_to[1]}x{scale_to[0]}",
         "checkpoint": args.checkpoint,
         "checkpoint_fingerprint": fingerprint,
+        "ops": args.ops,
     }
 
 
@@ -203,10 +206,11 @@ def _finished(out: Path, wanted: Mapping[str, Any]) -> bool:
     return isinstance(found, dict) and found.get("request") == wanted
 
 
-def _load(checkpoint: str) -> JavisPipeline:
+def _load(checkpoint: str, ops: str) -> JavisPipeline:
+    from javis.model.ops import ModelOps
     from javis.pipeline import JavisPipeline
 
-    return JavisPipeline.from_pretrained(checkpoint)
+    return JavisPipeline.from_pretrained(checkpoint, ops=ModelOps.fused() if ops == "fused" else ModelOps())
 
 
 def _check_against(

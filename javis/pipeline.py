@@ -100,6 +100,10 @@ class JavisPipeline:
     def from_pretrained(cls, source: str | os.PathLike[str] = "demo", *, ops: ModelOps | None = None) -> JavisPipeline:
         """Load a checkpoint folder (``config.json`` and ``model.safetensors``), or the built-in one, ``"demo"``.
 
+        Args:
+            source: the folder, or "demo".
+            ops: what the model runs on; the kernels of javis by default, ``ModelOps()`` for plain PyTorch.
+
         Raises:
             UsageError: no such folder, missing or corrupt files, weights that do not fit the configuration.
         """
@@ -113,7 +117,7 @@ class JavisPipeline:
                 )
         try:
             description = json.loads(config_path.read_text(encoding="utf-8"))
-            model = JavisDiT(JavisDiTConfig.from_dict(description["model"]), ops)
+            model = JavisDiT(JavisDiTConfig.from_dict(description["model"]), ops or ModelOps.fused())
             prior = PriorEstimator(PriorConfig.from_dict(description["prior"]))
             video_codec, audio_codec = build_codecs(description["codecs"])
             text_encoder = WordEncoder(WordEncoderConfig(**description["text"]))

@@ -18,6 +18,8 @@ from safetensors.torch import load_file, save_file
 
 from javis import JavisPipeline
 from javis.errors import FailedError, UsageError
+from javis.kernels import OPS
+from javis.model.ops import ModelOps
 from javis.pipeline import ClipBatch
 
 from .tiny import write_tiny_checkpoint
@@ -52,6 +54,13 @@ def check_same(a: ClipBatch, b: ClipBatch) -> None:
     levels, sound = differs(a, b)
     assert levels <= 1 and sound < 1e-4
     assert a.video.std() > 1 and np.abs(a.audio).max() > 1e-3  # there is something to compare
+
+
+def test_it_runs_on_the_kernels_unless_told_otherwise(checkpoint: Path, pipeline: JavisPipeline) -> None:
+    assert pipeline.model.layers[0].video_spatial.ops.ada_layer_norm is OPS["ada_layer_norm"].function
+    plain = JavisPipeline.from_pretrained(checkpoint, ops=ModelOps())
+    assert plain.model.layers[0].video_spatial.ops == ModelOps()
+    check_same(pipeline(PROMPTS, seed=3, **QUICK), plain(PROMPTS, seed=3, **QUICK))
 
 
 # -- what a clip depends on --------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import javis.clips
 from javis.cli import main
 from javis.errors import FailedError
 from javis.media import read_clip
+from javis.model.ops import ModelOps
 from javis.pipeline import JavisPipeline
 from javis.world import scene_from_prompt
 
@@ -57,6 +58,20 @@ def test_one_clip_with_contact_sheet_and_report(pipe: RenderingPipeline, tmp_pat
     for found in (facts["sync"]["video_events"], facts["sync"]["audio_events"]):
         assert sorted(event["time_s"] for event in found) == pytest.approx(truth, abs=0.03)
     assert facts["sync"]["f1"]["62.5"] == 1.0
+
+
+def test_the_ops_are_chosen_and_reported(
+    pipe: RenderingPipeline, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given: list[ModelOps] = []
+    monkeypatch.setattr(JavisPipeline, "from_pretrained", lambda _, ops: given.append(ops) or pipe)
+    for arguments, expected in (((), "fused"), (("--ops", "fused"), "fused"), (("--ops", "reference"), "reference")):
+        assert run(PROMPT, "--out", "a.mp4", "--resolution", "32x32", *arguments) == 0
+        assert json.loads(Path("a.json").read_text())["request"]["ops"] == expected
+    assert given == [ModelOps.fused(), ModelOps.fused(), ModelOps()]
+    capsys.readouterr()
+    assert run(PROMPT, "--ops", "fast") == 2
+    assert "invalid choice 'fast'" in complaint(capsys)
 
 
 def test_the_default_name_comes_from_the_prompt(pipe: RenderingPipeline, tmp_path: Path) -> None:

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
 import torch
-
-# Without a GPU, Triton kernels run in Triton's interpreter. It reads this when a kernel file is imported, which happens
-# on the first launch, so here is early enough.
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture
