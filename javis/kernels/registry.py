@@ -15,6 +15,7 @@ NAMES = (
     "ada_layer_norm",
     "prior_injection",
     "gated_residual_ada_layer_norm",
+    "flow_update",
 )  # fmt: skip
 
 

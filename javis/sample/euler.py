@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from javis.flow import NUM_TIMESTEPS, _spread, add_noise
+from javis.kernels.ops.flow_update.api import flow_update
 from javis.model.dit import Conditioning, JavisDiT, Velocity
 
 
@@ -99,8 +100,9 @@ def sample(
             callback(Step(i, float(now), video, audio, video_in, audio_in, v_on, a_on, out))
         after = timesteps[i + 1] if i + 1 < len(timesteps) else torch.zeros_like(now)
         dt = (now - after).to(video) / NUM_TIMESTEPS
-        video = _update(video, out.video, dt, scales.video, guided, v_on)
-        audio = _update(audio, out.audio, dt, scales.audio, guided, a_on)
+        video, audio = flow_update(
+            video, audio, out.video, out.audio, dt, scales.video, scales.audio, video_mask=v_on, audio_mask=a_on
+        )
     return video, audio
 
 
@@ -119,13 +121,3 @@ def _predict(
         if video_mask is not None and audio_mask is not None:
             video_mask, audio_mask = torch.cat((video_mask, video_mask)), torch.cat((audio_mask, audio_mask))
     return model.denoise(video, audio, t, condition, video_mask=video_mask, audio_mask=audio_mask)
-
-
-def _update(z: Tensor, out: Tensor, dt: Tensor, scale: float, guided: bool, active: Tensor | None) -> Tensor:
-    """One Euler step on the first channels of the model's output; frames that are not active keep their value."""
-    v = out[:, : z.shape[1]]
-    if guided:
-        cond, uncond = v.chunk(2)
-        v = uncond + scale * (cond - uncond)
-    moved = z + v * dt
-    return moved if active is None else torch.where(_spread(active, z), moved, z)

@@ -1,0 +1,1 @@
+"""Guidance and solver update of both modalities. Read api.py first."""
