@@ -76,6 +76,18 @@ def test_one_token_under_the_rules_of_small_inputs(monkeypatch: pytest.MonkeyPat
         assert_within_budget(name, value, exact[name], same_dtype[name])
 
 
+def test_gradients_go_to_the_modulation_of_their_frame() -> None:
+    """d(sum y)/dshift counts the tokens of the frames that use it; 3 places a frame, so 2 partial sums a frame."""
+    (x, shift, scale), kwargs = inputs(batch=2, frames=4, places=3, width=8, masked=True)
+    kwargs["frame_mask"] = torch.tensor([[True, False, False, True], [False, True, False, False]], device=DEVICE)
+    for leaf in (shift, kwargs["shift0"]):
+        leaf.requires_grad_()
+    triton_op(x, shift, scale, **kwargs).sum().backward()
+    for leaf, counts in ((shift, [6.0, 3.0]), (kwargs["shift0"], [6.0, 9.0])):
+        assert leaf.grad is not None
+        assert torch.equal(leaf.grad.cpu(), torch.tensor(counts)[:, None].expand(2, 8))
+
+
 def test_large_mean_does_not_cancel() -> None:
     x = torch.randn(1, 2, 256, generator=torch.Generator().manual_seed(0)).to(DEVICE) + 3000
     zero = torch.zeros(1, 256, device=DEVICE)
