@@ -192,11 +192,32 @@ def freezing_section(rows: list[Row]) -> str:
     return title + table(["branches", "video", "audio", "total"], cells)
 
 
+def layer_section(rows: list[Row]) -> str:
+    """A full-width step of one layer: newest row of each dtype and variant."""
+    newest = {(r["dtype"], r["variant"], r["threads"]): r for r in rows}
+    if not newest:
+        return ""
+    cells = [
+        [dtype, variant, r["p20_s"], r["p50_s"], r["p80_s"], r["samples"], r["condition_s"] or "in the step"]
+        + [f"{r[f'times_{base}']:.2f}" if r[f"times_{base}"] else "" for base in ("upstream", "eager")]
+        for (dtype, variant, _), r in newest.items()
+    ]
+    one = next(reversed(newest.values()))
+    title = (
+        "\n## One layer at full width\n\n"
+        f"`python -m benchmarks.layer_step`: C = {one['width']}, T = {one['frames']}, S = {one['places']}, "
+        f"{one['audio_tokens']} audio tokens, batch {one['batch']}, {one['threads']} threads; upstream is our own "
+        f"re-creation of the official computation; {where(one)}.\n\n"
+    )
+    header = ["dtype", "variant", "s p20", "s p50", "s p80", "steps", "s conditioning", "x upstream", "x eager"]
+    return title + table(header, cells)
+
+
 def page(rows: list[Row]) -> str:
     """The whole page."""
     benches = {
         name: [row for row in rows if row.get("bench") == name]
-        for name in ("sample_clip", "noise_levels", "world_speed", "train_step", "freezing")
+        for name in ("sample_clip", "noise_levels", "world_speed", "train_step", "freezing", "layer_step")
     }
     return "".join(
         (
@@ -207,6 +228,7 @@ def page(rows: list[Row]) -> str:
             world_section(benches["world_speed"]),
             train_step_section(benches["train_step"]),
             freezing_section(benches["freezing"]),
+            layer_section(benches["layer_step"]),
             kernel_section([row for row in rows if "op" in row]),
         )
     )
