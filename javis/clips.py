@@ -57,6 +57,8 @@ class SampleArgs:
     """WIDTHxHEIGHT of the mp4; what the model makes is scaled smoothly to it."""
     checkpoint: str = "demo"
     """Folder with config.json and model.safetensors, or "demo", the built-in model."""
+    order: Literal["together", "sound_first"] | None = None
+    """Make picture and sound side by side, or the sound first, in as many steps (default: the checkpoint's)."""
     batch_size: int = 4
     """Clips generated together (with --prompts)."""
     ops: Literal["fused", "reference"] = "fused"
@@ -128,6 +130,7 @@ def main(args: SampleArgs) -> int:
                     seconds=group[0].seconds,
                     steps=group[0].steps,
                     guidance=args.guidance,
+                    order=args.order,
                     seed=[request.seed for request in group],
                     batch_size=len(group),
                     progress=_clips_done(advance, done, len(group)),
@@ -172,6 +175,7 @@ def _record(
         "steps": request.steps,
         "seconds": request.seconds,
         "guidance": args.guidance,
+        "order": args.order,
         "resolution": f"{scale_to[1]}x{scale_to[0]}",
         "checkpoint": args.checkpoint,
         "checkpoint_fingerprint": fingerprint,
@@ -302,6 +306,7 @@ def save(
             "seed": batch.seeds[index],
             "steps": batch.steps,
             "guidance": batch.guidance,
+            "order": batch.order,
             "seconds": len(video) / batch.fps,
             "frames": len(video),
             "fps": batch.fps,

@@ -25,14 +25,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from javis.errors import FailedError, UsageError
-from javis.flow import timesteps
 from javis.model.codecs import PatchAudioCodec, PatchVideoCodec, build_codecs
 from javis.model.config import JavisDiTConfig
 from javis.model.dit import Conditioning, JavisDiT
 from javis.model.ops import ModelOps
 from javis.model.prior import PriorConfig, PriorEstimator, Priors
 from javis.model.text import WordEncoder, WordEncoderConfig
-from javis.sample import Guidance, sample
+from javis.sample import Guidance, Order, sample_in_order
 
 Ablation = Literal["prior", "bidirectional"]
 DEMO_FOLDER = Path(__file__).parent / "weights" / "demo"
@@ -48,7 +47,7 @@ class ClipBatch:
         video: uint8 [B, T, H, W, 3]. audio: float32 [B, samples] in -1..1; both last exactly ``seconds``.
         fps: frames per second. sample_rate: Hz.
         prompts: the captions the model was given. seeds: one per clip.
-        steps, guidance: what was used. seconds_per_stage: time spent in text, denoise, decode.
+        steps, guidance, order: what was used. seconds_per_stage: time spent in text, denoise, decode.
     """
 
     video: np.ndarray
@@ -59,6 +58,7 @@ class ClipBatch:
     seeds: list[int]
     steps: int
     guidance: float
+    order: Order = "together"
     seconds_per_stage: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -225,6 +225,7 @@ class JavisPipeline:
         seconds: float | None = None,
         steps: int | None = None,
         guidance: float | None = None,
+        order: Order | None = None,
         seed: int | Sequence[int] | None = None,
         generator: torch.Generator | None = None,
         negative_prompt: str | Sequence[str] | None = None,
@@ -237,7 +238,8 @@ class JavisPipeline:
         Args:
             prompt: one prompt or several.
             seconds: length, 0.25 to 4; rounded to whole frames.
-            steps: Euler steps. guidance: classifier-free guidance scale, 1 = none.
+            steps: Euler steps, evaluations of the model in all. guidance: classifier-free guidance scale, 1 = none.
+            order: "together" or "sound_first" (:func:`javis.sample.sample_in_order`); None: the checkpoint's.
             seed: one per prompt, or one number: prompt i gets ``seed + i``. A clip depends on its own seed only, not on
                 the batch it is made in. Without seed and generator, seeds are drawn at random.
             generator: draws the seeds, if ``seed`` is not given (diffusers convention).
@@ -259,6 +261,9 @@ class JavisPipeline:
             raise UsageError(f"steps must be a whole number from 1 to {MAX_STEPS}, got {steps}")
         if not math.isfinite(guidance) or not 0 <= guidance <= 100:
             raise UsageError(f"guidance must be between 0 and 100 (1 = none), got {guidance}")
+        order = defaults.get("order", "together") if order is None else order
+        if order not in get_args(Order):
+            raise UsageError(f"unknown order {order!r}; expected one of {', '.join(get_args(Order))}")
         if batch_size < 1:
             raise UsageError(f"batch size must be at least 1, got {batch_size}")
         named: set[str] = {ablate} if isinstance(ablate, str) else set(ablate)
@@ -289,6 +294,7 @@ class JavisPipeline:
                 frames=frames,
                 steps=steps,
                 guidance=guidance,
+                order=order,
                 ablate=ablate,
                 spent=spent,
                 report=report,
@@ -304,6 +310,7 @@ class JavisPipeline:
             seeds=seeds,
             steps=steps,
             guidance=guidance,
+            order=order,
             seconds_per_stage={name: round(value, 4) for name, value in spent.items()},
         )
 
@@ -317,6 +324,7 @@ class JavisPipeline:
         frames: int,
         steps: int,
         guidance: float,
+        order: Order,
         ablate: Sequence[Ablation],
         spent: dict[str, float],
         report: Callable[[int], None] | None,
@@ -342,13 +350,14 @@ class JavisPipeline:
         spent["text"] += time.perf_counter() - started
 
         started = time.perf_counter()
-        times = timesteps(steps, float(self.description["sampling"]["timestep_ratio"]))
-        video, audio = sample(
+        video, audio = sample_in_order(
             self.model,
             video,
             audio,
             condition,
-            times,
+            steps,
+            order=order,
+            ratio=float(self.description["sampling"]["timestep_ratio"]),
             guidance=Guidance(guidance, guidance),
             callback=None if report is None else lambda step: report(step.number + 1),
         )

@@ -28,6 +28,8 @@ class EvalWorldArgs:
     """Denoising steps (default: the checkpoint's)."""
     guidance: float | None = None
     """Classifier-free guidance, 1 = none (default: the checkpoint's)."""
+    order: Literal["together", "sound_first"] | None = None
+    """Make picture and sound side by side, or the sound first (default: the checkpoint's)."""
     ablate: Literal["none", "prior", "bidirectional", "both"] = "none"
     """Set the priors to zero, leave out the bidirectional attention, or both."""
     split: Literal["held_out", "train", "any"] = "held_out"
@@ -61,6 +63,7 @@ def main(args: EvalWorldArgs) -> None:
             seed=args.seed,
             steps=args.steps,
             guidance=args.guidance,
+            order=args.order,
             ablate=ablate,
             ceiling=args.ceiling,
             split=args.split,

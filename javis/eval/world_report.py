@@ -257,6 +257,7 @@ def generated_clips(
     seed: int,
     steps: int | None = None,
     guidance: float | None = None,
+    order: str | None = None,
     ablate: Sequence[str] = (),
     batch_size: int = 8,
     progress: Callable[[int, int], None] | None = None,
@@ -271,6 +272,7 @@ def generated_clips(
             seed=[seed + start + i for i in range(len(part))],
             steps=steps,
             guidance=guidance,
+            order=order,
             ablate=tuple(ablate),
             batch_size=batch_size,
         )
@@ -293,6 +295,7 @@ def run(
     seed: int = 1_000_000,
     steps: int | None = None,
     guidance: float | None = None,
+    order: str | None = None,
     ablate: Sequence[str] = (),
     ceiling: bool = True,
     split: str = "held_out",
@@ -305,7 +308,7 @@ def run(
         pipe: a ``JavisPipeline``.
         count: clips with one source, as many with two, and an eighth of it with a silent object.
         seed: of the first scene and clip.
-        steps, guidance: of the sampling; None takes the checkpoint's own.
+        steps, guidance, order: of the sampling; None takes the checkpoint's own.
         ablate: "prior" and/or "bidirectional", as the pipeline understands them.
         ceiling: also measure the same scenes rendered by the world, plain and after a round trip through the codecs.
         split: "held_out", "train" or "any".
@@ -331,6 +334,7 @@ def run(
         "seed": seed,
         "steps": steps if steps is not None else pipe.description["sampling"]["steps"],
         "guidance": guidance if guidance is not None else pipe.description["sampling"]["guidance"],
+        "order": order if order is not None else pipe.description["sampling"].get("order", "together"),
         "ablate": sorted(ablate),
         "split": split,
     }
@@ -340,6 +344,7 @@ def run(
         seed=seed,
         steps=steps,
         guidance=guidance,
+        order=order,
         ablate=ablate,
         batch_size=batch_size,
         progress=progress,

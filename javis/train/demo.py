@@ -104,7 +104,12 @@ def export(config: DemoTrainConfig, folder: Path) -> Path:
             "seconds": config.world.seconds,
             "sample_rate": config.world.sample_rate,
         },
-        "sampling": {"steps": 16, "guidance": 1.5, "timestep_ratio": config.sampling_ratio},
+        "sampling": {
+            "steps": 16,
+            "guidance": 1.5,
+            "order": "sound_first",
+            "timestep_ratio": config.sampling_ratio,
+        },
         "training": {"steps": joint[0]["step"], "seconds": round(joint[0]["seconds"])},
     }
     folder.mkdir(parents=True, exist_ok=True)
