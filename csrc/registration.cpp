@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "cpu/ada_layer_norm.h"
+#include "cpu/bidirectional_attention.h"
 #include "cpu/gated_residual_ada_layer_norm.h"
 
 STABLE_TORCH_LIBRARY(javis_native, m) {
@@ -22,6 +23,12 @@ STABLE_TORCH_LIBRARY(javis_native, m) {
       "gated_residual_ada_layer_norm_backward(Tensor dr, Tensor dy, Tensor r, Tensor? h, Tensor mean, Tensor rstd,"
       " Tensor? gate, Tensor scale, Tensor? gate0, Tensor? scale0, Tensor? frame_mask)"
       " -> (Tensor dx, Tensor dh, Tensor dmodulation)");
+  m.def(
+      "bidirectional_softmaxes(Tensor(a!) scores, Tensor(b!) columns_part, Tensor(c!) row_lse, Tensor(d!) column_max,"
+      " Tensor(e!) column_sum, Tensor(f!) keep, float scale) -> ()");
+  m.def(
+      "bidirectional_score_gradient(Tensor(a!) scores, Tensor(b!) d_row, Tensor(c!) d_column, Tensor row_lse,"
+      " Tensor row_delta, Tensor column_lse, Tensor column_delta, float scale) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(javis_native, CPU, m) {
@@ -29,4 +36,6 @@ STABLE_TORCH_LIBRARY_IMPL(javis_native, CPU, m) {
   m.impl("ada_layer_norm_backward", TORCH_BOX(&javis::cpu::ada_layer_norm_backward));
   m.impl("gated_residual_ada_layer_norm", TORCH_BOX(&javis::cpu::gated_residual_ada_layer_norm));
   m.impl("gated_residual_ada_layer_norm_backward", TORCH_BOX(&javis::cpu::gated_residual_ada_layer_norm_backward));
+  m.impl("bidirectional_softmaxes", TORCH_BOX(&javis::cpu::bidirectional_softmaxes));
+  m.impl("bidirectional_score_gradient", TORCH_BOX(&javis::cpu::bidirectional_score_gradient));
 }

@@ -16,6 +16,7 @@ NAMES = (
     "prior_injection",
     "gated_residual_ada_layer_norm",
     "flow_update",
+    "bidirectional_attention",
 )  # fmt: skip
 
 

@@ -1,0 +1,24 @@
+// bidirectional_attention on CPU: what happens between its matrix products.
+
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+namespace javis::cpu {
+
+using torch::stable::Tensor;
+
+void bidirectional_softmaxes(
+    Tensor scores, Tensor columns_part, Tensor row_lse, Tensor column_max, Tensor column_sum, Tensor keep, double scale);
+
+void bidirectional_score_gradient(
+    Tensor scores,
+    Tensor d_row,
+    Tensor d_column,
+    const Tensor& row_lse,
+    const Tensor& row_delta,
+    const Tensor& column_lse,
+    const Tensor& column_delta,
+    double scale);
+
+}  // namespace javis::cpu

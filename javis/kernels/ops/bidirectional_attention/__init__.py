@@ -1,0 +1,1 @@
+"""bidirectional_attention: start with api.py."""
