@@ -214,7 +214,7 @@ def run(config: AotConfig, report: Callable[[Result], None] = lambda result: Non
     for op, specs in collect(config.op).items():
         for spec in specs:
             if (config.spec or "") in spec.name:
-                for arch in config.arch:
+                for arch in (arch for arch in config.arch if arch >= spec.min_arch):
                     results.append(compile_spec(op, spec, arch, cache=config.cache))
                     report(results[-1])
     if not results:
@@ -235,7 +235,10 @@ def table(results: Sequence[Result]) -> Iterable[str]:
         for spec in dict.fromkeys(result.spec for result in mine):
             cells = ""
             for arch in archs:
-                (result,) = (r for r in mine if (r.spec, r.arch) == (spec, arch))
+                result = next((r for r in mine if (r.spec, r.arch) == (spec, arch)), None)
+                if result is None:  # this chip lacks an instruction
+                    cells += f"  {'-':>20}  "
+                    continue
                 text = f"{result.registers:3} {result.local:5} {result.shared / 1024:5.1f}"
                 cells += f"  {'failed' if result.error else text:>20} {'!' if result.red() else ' '}"
             first = next(r for r in mine if r.spec == spec)

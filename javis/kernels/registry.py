@@ -17,6 +17,8 @@ NAMES = (
     "gated_residual_ada_layer_norm",
     "flow_update",
     "bidirectional_attention",
+    "ada_layer_norm_fp8",
+    "gated_residual_ada_layer_norm_fp8",
 )  # fmt: skip
 
 

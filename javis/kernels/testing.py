@@ -27,7 +27,7 @@ def assert_within_budget(name: str, actual: Tensor, exact: Tensor, same_dtype: T
     """
     assert actual.shape == exact.shape, f"{name}: shape {tuple(actual.shape)}, expected {tuple(exact.shape)}"
     assert actual.dtype == same_dtype.dtype, f"{name}: {actual.dtype}, expected {same_dtype.dtype}"
-    assert torch.isfinite(actual).all(), f"{name}: non-finite values"
+    assert torch.isfinite(actual.double()).all(), f"{name}: non-finite values"
     if actual.numel() == 0:
         return
     exact = exact.double()

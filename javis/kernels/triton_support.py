@@ -66,4 +66,5 @@ class AotSpec:
     num_stages: int = 2
     aligned: tuple[str, ...] = ()  # pointers and sizes divisible by 16, as they are in the full-size model
     default: bool = True  # what ``auto`` launches for the full-size model: must not spill on sm_90a
+    min_arch: int = 80  # compute capability from which the kernel compiles, e.g. 89 for float8 instructions
     options: dict[str, Any] = field(default_factory=dict)

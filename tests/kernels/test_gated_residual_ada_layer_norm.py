@@ -224,12 +224,13 @@ def test_any_layout_gives_the_same_and_nothing_is_written_around_it(backend: str
     before = [wide.clone() for wide in around]
     layouts = {
         "columns of a wider tensor": [wide[:, :, 8:24] for wide in around],
+        "h alone": [args[0], around[1][:, :, 8:24]],
         "channels first": [value.transpose(1, 2).contiguous().transpose(1, 2) for value in args[:2]],
     }
     modulation = torch.stack(args[2:], dim=-1).unbind(-1)
     mask = {"frame_mask": kwargs["frame_mask"].t().contiguous().t()}
     for name, layout in layouts.items():
-        assert not any(value.is_contiguous() for value in layout), name
+        assert not all(value.is_contiguous() for value in layout), name
         for key, value in with_gradients(run, (*layout, *modulation), kwargs | mask).items():
             assert torch.equal(value, expected[key]), (name, key)
     for wide, old in zip(around, before, strict=True):

@@ -39,12 +39,13 @@ def forward(
             strides = ("x_b", "x_n", "h_b", "h_n", "gate_b", "gate0_b", "shift_b", "shift0_b", "scale_b", "scale0_b")
             signature |= dict.fromkeys(strides, "i32") | _SIZES | {"eps": "fp32"}
             constants |= {"WIDTH": WIDTH, "ROWS": rows, "HAS_H": residual, "HAS_GATE": gate, "MASKED": masked}
-            constants |= {"FP8": fp8, "HARDWARE": False}
+            constants |= {"FP8": fp8, "HARDWARE": bool(fp8)}
             constants["BLOCK"] = options["BLOCK"]
             aligned = (*(p for p in present if p not in ("mask_ptr", "fp8_scale_ptr")), *strides)
             specs.append(
                 AotSpec(
                     name=f"{name} C={WIDTH} rows={rows}{' masked' if masked else ''} bf16",
+                    min_arch=89 if fp8 else 80,
                     kernel=kernel,
                     signature=signature | {key: "constexpr" for key in constants},
                     constants=constants,

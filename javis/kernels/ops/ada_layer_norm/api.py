@@ -63,7 +63,7 @@ def ada_layer_norm(
         ValueError: shapes or dtypes that do not fit together.
         UsageError: the named backend cannot run this call; the message says why.
     """
-    _validate(x, shift, scale, shift0, scale0, frame_mask)
+    validate(x, shift, scale, shift0, scale0, frame_mask)
     if frame_mask is None:
         shift0 = scale0 = None
     chosen = select("ada_layer_norm", CHECKS, x, shift, scale, shift0, scale0, frame_mask, backend=backend)
@@ -74,9 +74,10 @@ def ada_layer_norm(
     return ada_layer_norm_ref(x, shift, scale, shift0=shift0, scale0=scale0, frame_mask=frame_mask, eps=eps)
 
 
-def _validate(
+def validate(
     x: Tensor, shift: Tensor, scale: Tensor, shift0: Tensor | None, scale0: Tensor | None, frame_mask: Tensor | None
 ) -> None:
+    """Raise ValueError unless the arguments fit together."""
     if x.ndim != 3 or not x.dtype.is_floating_point or x.shape[2] == 0:
         raise ValueError(f"x must be a floating-point [B, N, C] with C > 0, got {x.dtype} {tuple(x.shape)}")
     batch, tokens, width = x.shape

@@ -71,7 +71,7 @@ def gated_residual_ada_layer_norm(
         ValueError: shapes, dtypes or devices that do not fit together.
         UsageError: the named backend cannot run this call; the message says why.
     """
-    _validate(x, h, gate, shift, scale, gate0, shift0, scale0, frame_mask)
+    validate(x, h, gate, shift, scale, gate0, shift0, scale0, frame_mask)
     if frame_mask is None:
         gate0 = shift0 = scale0 = None
     if gate is None:
@@ -87,7 +87,7 @@ def gated_residual_ada_layer_norm(
     )
 
 
-def _validate(
+def validate(
     x: Tensor,
     h: Tensor,
     gate: Tensor | None,
@@ -98,6 +98,7 @@ def _validate(
     scale0: Tensor | None,
     frame_mask: Tensor | None,
 ) -> None:
+    """Raise ValueError unless the arguments fit together."""
     if x.ndim != 3 or not x.dtype.is_floating_point or x.shape[2] == 0:
         raise ValueError(f"x must be a floating-point [B, N, C] with C > 0, got {x.dtype} {tuple(x.shape)}")
     if h.shape != x.shape or not h.dtype.is_floating_point:

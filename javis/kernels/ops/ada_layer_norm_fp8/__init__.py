@@ -1,0 +1,1 @@
+"""Adaptive layer norm with a float8 output. Read api.py first."""

@@ -1,0 +1,1 @@
+"""Gated residual and adaptive layer norm with a float8 output. Read api.py first."""
