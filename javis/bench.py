@@ -9,7 +9,8 @@ which. On the full-size call every variant is still compared with eager, coarsel
 Baselines carry no gate: ``eager`` is the model's own default op (the best path of plain PyTorch; for an op that the
 model does not have, the reference), and ``compiled eager`` is that under torch.compile, whose float32 sums over tokens
 would leave the budget. ``copy`` moves the bytes that the forward pass must move and ``matmul`` is a large square
-product in the case's dtype: they are timed among the variants; their speeds are the peaks that shares are stated of.
+product in the case's dtype, timed among the variants and before and after them; their speeds are the peaks that shares
+are stated of.
 
 Rows are appended to ``benchmarks/results/<device>.jsonl``; a figure without its row does not exist.
 """
@@ -274,7 +275,7 @@ def _measure(case: OpCase, variants: dict[str, Call], mode: str, seconds: float,
     square = torch.randn(side, side, device=device).to(case.dtype)
     calls = {name: _timed(function, inputs, mode) for name, function in variants.items()}
     calls[_COPY] = Timed(lambda i: buffer.clone())
-    calls[_MATMUL] = Timed(lambda i: square @ square, every=16)
+    calls[_MATMUL] = Timed(lambda i: square @ square, aside=True)
     with torch.set_grad_enabled(mode != "forward"):
         times, timer = interleave(calls, copies, seconds, device)
 

@@ -6,6 +6,7 @@ that are too short for that (a launch costs the host some microseconds) replayed
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ class Timed:
 
     run: Callable[[Any], object]
     prepare: Callable[[int], Any] | None = None  # None: run takes i
-    every: int = 1  # in each turn, or only in every n-th
+    aside: bool = False  # long and no rival of the others: before and after their turns, not among them
 
     def __call__(self, i: int) -> object:
         return self.run(i if self.prepare is None else self.prepare(i))
@@ -39,7 +40,7 @@ def interleave(
 
     Args:
         calls: the variants.
-        copies: sets of inputs; turn n takes set n modulo copies, all variants the same one.
+        copies: sets of inputs, which every variant goes through in turn.
         seconds: how long to go on; every variant runs at least seven times.
         device: "cpu" or "cuda".
     """
@@ -51,7 +52,7 @@ def interleave(
     flush = torch.empty(_FLUSH_BYTES, dtype=torch.uint8, device=device)
     by_events = _EventTimer(flush)
     if all(call.prepare is None for call in calls.values()):
-        slowest = max(min(by_events(call, i % copies) for i in range(3)) for call in calls.values() if call.every == 1)
+        slowest = max(min(by_events(call, i % copies) for i in range(3)) for call in calls.values() if not call.aside)
         if slowest < _GRAPH_BELOW:
             return _graphs(calls, copies, seconds), "graph"
     return _turns(calls, copies, seconds, by_events), "events"
@@ -60,14 +61,23 @@ def interleave(
 def _turns(
     calls: Mapping[str, Timed], copies: int, seconds: float, timer: Callable[[Timed, int], float]
 ) -> dict[str, list[float]]:
+    """Whoever comes second on the same inputs finds them in the cache, and whoever follows a large call finds nothing:
+    so in a turn each variant has inputs of its own, and the order of a turn is drawn at random."""
     times: dict[str, list[float]] = {name: [] for name in calls}
+    variants = [item for item in enumerate(calls.items()) if not item[1][1].aside]
+    asides = [item for item in calls.items() if item[1].aside]
+    spread = max(1, copies // max(1, len(variants)))
+    order = random.Random(0)
+    for name, call in asides:
+        times[name] += [timer(call, i % copies) for i in range(_MIN_TURNS // 2)]
     end = time.perf_counter() + seconds
     turn = 0
-    while min(map(len, times.values())) < _MIN_TURNS or time.perf_counter() < end:
-        for name, call in calls.items():
-            if turn % call.every == 0 or turn < _MIN_TURNS:
-                times[name].append(timer(call, turn % copies))
+    while turn < _MIN_TURNS or time.perf_counter() < end:
+        for number, (name, call) in order.sample(variants, len(variants)):
+            times[name].append(timer(call, (turn + number * spread) % copies))
         turn += 1
+    for name, call in asides:
+        times[name] += [timer(call, i % copies) for i in range(_MIN_TURNS - _MIN_TURNS // 2)]
     return times
 
 
@@ -108,7 +118,7 @@ def _graphs(calls: Mapping[str, Timed], copies: int, seconds: float) -> dict[str
         with torch.cuda.graph(graph):
             for i in range(copies * _GRAPH_ROUNDS):
                 call(i % copies)
-        replays[name] = Timed(partial(_replay, graph), every=call.every)
+        replays[name] = Timed(partial(_replay, graph), aside=call.aside)
     # One replay goes over more inputs than the cache holds, so nothing is flushed between replays.
     timer = _EventTimer(torch.empty(1, dtype=torch.uint8, device="cuda"))
     times = _turns(replays, 1, seconds, timer)

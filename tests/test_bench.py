@@ -229,17 +229,30 @@ def test_smaller_halves_the_largest_count() -> None:
     assert (least.batch, least.frames, least.places, least.width) == (1, 1, 1, 10)
 
 
-def test_variants_take_turns_on_the_same_inputs() -> None:
+def test_no_variant_finds_the_inputs_of_another_in_the_cache() -> None:
+    seen: dict[str, list[int]] = {"a": [], "b": [], "c": []}
+    interleave({name: Timed(numbers.append) for name, numbers in seen.items()}, 16, 0.0)
+    turns = [numbers[3:] for numbers in seen.values()]  # without the warm-up
+    for at_once in zip(*turns, strict=True):
+        assert min(abs(x - y) for x in at_once for y in at_once if x != y) >= 5 and len(set(at_once)) == 3
+    assert all(len(set(numbers)) == len(numbers) for numbers in turns)
+
+
+def test_variants_take_turns() -> None:
     seen: list[tuple[str, int]] = []
     calls = {
         "a": Timed(lambda i: seen.append(("a", i))),
         "b": Timed(lambda given: seen.append(("b", given)), prepare=lambda i: i + 100),
-        "rare": Timed(lambda i: seen.append(("rare", i)), every=5),
+        "long": Timed(lambda i: seen.append(("long", i)), aside=True),
     }
     times, timer = interleave(calls, 2, 0.0)
     assert timer == "clock"
-    assert {name: len(values) for name, values in times.items()} == {"a": 7, "b": 7, "rare": 7}
-    assert seen[6:12] == [("a", 0), ("b", 100), ("rare", 0), ("a", 1), ("b", 101), ("rare", 1)]  # after the warm-up
+    assert {name: len(values) for name, values in times.items()} == {"a": 7, "b": 7, "long": 7}
+    names = [name for name, _ in seen[6:]]  # after the warm-up
+    assert names[:3] == names[-4:-1] == ["long"] * 3
+    turns = [tuple(names[i : i + 2]) for i in range(3, 17, 2)]
+    assert set(turns) == {("a", "b"), ("b", "a")}
+    assert {given for name, given in seen if name == "b"} == {100, 101}
     slow = {"slow": Timed(lambda i: None, prepare=lambda i: time.sleep(0.01))}
     assert quantile(interleave(slow, 1, 0.0)[0]["slow"], 0.5) < 0.005  # the preparation does not count
     assert [quantile([3.0, 1.0, 2.0, 4.0], share) for share in (0.0, 0.5, 1.0)] == [1.0, 3.0, 4.0]
