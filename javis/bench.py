@@ -188,7 +188,9 @@ def _inputs(case: OpCase, seed: int, device: str, dtype: torch.dtype | None = No
             parts = [ready(part, False) for part in value]
             return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
         if isinstance(value, Tensor) and value.is_floating_point():
-            return value.detach().to(dtype or value.dtype).requires_grad_(gradient)
+            # A single number (a scale) is exact in any dtype, and its dtype may be part of the contract.
+            wanted = value.dtype if dtype is None or value.numel() == 1 else dtype
+            return value.detach().to(wanted).requires_grad_(gradient)
         return value
 
     ready_args, ready_kwargs = [ready(a) for a in args], {k: ready(v) for k, v in kwargs.items()}

@@ -22,7 +22,7 @@ from javis.kernels import native
 from javis.kernels.backend import Backend, Check
 from javis.kernels.cases import OpCase
 from javis.kernels.ops.ada_layer_norm.cases import AdaLayerNormCase
-from javis.kernels.registry import OPS, Op
+from javis.kernels.registry import NAMES, OPS, Op
 from javis.timing import Timed, interleave, quantile
 
 ROW: dict[str, Any] = {
@@ -218,6 +218,15 @@ def test_a_large_case_is_still_compared_with_eager(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(OPS, "pair", replace(OPS["pair"], function=overflowing))
     with pytest.raises(AssertionError, match="pair p cpu output 1: far from eager"):
         bench.run(quick(op="pair"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_op_passes_the_gate_on_its_smallest_case(name: str) -> None:
+    case = min(OPS[name].cases(), key=lambda case: case.bytes())
+    variants = bench._variants(name, OPS[name], case, quick(op=name), "cpu")
+    errors = bench.check(name, case, variants)
+    assert {"reference", "eager"} <= errors.keys()
+    assert all(error["forward"] < 0.1 for error in errors.values())
 
 
 def test_smaller_halves_the_largest_count() -> None:
