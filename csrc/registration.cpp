@@ -24,10 +24,10 @@ STABLE_TORCH_LIBRARY(javis_native, m) {
       " Tensor? gate, Tensor scale, Tensor? gate0, Tensor? scale0, Tensor? frame_mask)"
       " -> (Tensor dx, Tensor dh, Tensor dmodulation)");
   m.def(
-      "bidirectional_softmaxes(Tensor(a!) scores, Tensor(b!) columns_part, Tensor(c!) row_lse, Tensor(d!) column_max,"
-      " Tensor(e!) column_sum, Tensor(f!) keep, float scale) -> ()");
+      "bidirectional_softmaxes(Tensor scores, Tensor(a!) rows_part, Tensor(b!) columns_part, Tensor(c!) row_lse,"
+      " Tensor(d!) column_max, Tensor(e!) column_sum, Tensor(f!) keep, float scale) -> ()");
   m.def(
-      "bidirectional_score_gradient(Tensor(a!) scores, Tensor(b!) d_row, Tensor(c!) d_column, Tensor row_lse,"
+      "bidirectional_score_gradient(Tensor scores, Tensor(a!) d_scores, Tensor(b!) d_row, Tensor(c!) d_column, Tensor row_lse,"
       " Tensor row_delta, Tensor column_lse, Tensor column_delta, float scale) -> ()");
 }
 

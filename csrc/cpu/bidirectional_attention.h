@@ -9,10 +9,18 @@ namespace javis::cpu {
 using torch::stable::Tensor;
 
 void bidirectional_softmaxes(
-    Tensor scores, Tensor columns_part, Tensor row_lse, Tensor column_max, Tensor column_sum, Tensor keep, double scale);
+    const Tensor& scores,
+    Tensor rows_part,
+    Tensor columns_part,
+    Tensor row_lse,
+    Tensor column_max,
+    Tensor column_sum,
+    Tensor keep,
+    double scale);
 
 void bidirectional_score_gradient(
-    Tensor scores,
+    const Tensor& scores,
+    Tensor d_scores,
     Tensor d_row,
     Tensor d_column,
     const Tensor& row_lse,

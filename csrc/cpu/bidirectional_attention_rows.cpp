@@ -60,10 +60,10 @@ void softmaxes(const TwoSoftmaxes<T>& a) {
   float* const column_sum = a.column_sum;
   for (int64_t j = 0; j < columns; ++j) top[j] = a.column_max[j];
   for (int64_t i = 0; i < a.rows; ++i) {
-    const T* row = a.scores + i * columns;
+    const float* row = a.scores + i * columns;
 #pragma omp simd
     for (int64_t j = 0; j < columns; ++j) {
-      const float s = load(row + j) * scale;
+      const float s = row[j] * scale;
       top[j] = s > top[j] ? s : top[j];
     }
   }
@@ -77,19 +77,20 @@ void softmaxes(const TwoSoftmaxes<T>& a) {
   }
 
   for (int64_t i = 0; i < a.rows; ++i) {
-    T* row = a.scores + i * columns;
+    const float* row = a.scores + i * columns;
+    T* across_part = a.rows_part + i * columns;
     T* part = a.columns_part + i * columns;
     float most = -kInfinity;
 #pragma omp simd reduction(max : most)
     for (int64_t j = 0; j < columns; ++j) {
-      const float s = load(row + j) * scale;
+      const float s = row[j] * scale;
       most = s > most ? s : most;
     }
     const float shift = finite(most);
     float sum = 0.f;
 #pragma omp simd reduction(+ : sum)
     for (int64_t j = 0; j < columns; ++j) {
-      const float s = load(row + j) * scale;
+      const float s = row[j] * scale;
       const float down = exp2_fast(s - top[j]), across = exp2_fast(s - shift);
       sums[j] += down;
       sum += across;
@@ -98,7 +99,7 @@ void softmaxes(const TwoSoftmaxes<T>& a) {
     }
     const float inverse = 1.f / sum;
 #pragma omp simd
-    for (int64_t j = 0; j < columns; ++j) store(row + j, exponentials[j] * inverse);
+    for (int64_t j = 0; j < columns; ++j) store(across_part + j, exponentials[j] * inverse);
     a.row_lse[i] = most + __builtin_log2f(sum);
     if ((i + 1) % kRowsPerSum == 0 || i + 1 == a.rows) {
       for (int64_t j = 0; j < columns; ++j) {
@@ -116,15 +117,16 @@ void gradient(const ScoreGradient<T>& a) {
   const float* const column_lse = a.column_lse;
   const float* const column_delta = a.column_delta;
   for (int64_t i = 0; i < a.rows; ++i) {
-    T* score = a.scores + i * columns;
+    const float* score = a.scores + i * columns;
+    T* d_score = a.d_scores + i * columns;
     T* d_row = a.d_row + i * columns;
     T* d_column = a.d_column + i * columns;
     const float lse = a.row_lse[i], delta = a.row_delta[i];
 #pragma omp simd
     for (int64_t j = 0; j < columns; ++j) {
-      const float s = load(score + j) * scale;
+      const float s = score[j] * scale;
       const float p = exp2_fast(s - lse), q = exp2_fast(s - column_lse[j]);
-      store(score + j, factor * (p * (load(d_row + j) - delta) + q * (load(d_column + j) - column_delta[j])));
+      store(d_score + j, factor * (p * (load(d_row + j) - delta) + q * (load(d_column + j) - column_delta[j])));
       store(d_row + j, p);
       store(d_column + j, q);
     }

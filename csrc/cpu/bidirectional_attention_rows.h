@@ -12,8 +12,9 @@ namespace javis::cpu {
 // One head and some of its video rows against all audio columns; everything dense. Logarithms have base 2.
 template <typename T>
 struct TwoSoftmaxes {
-  T* scores;          // [rows, columns]: scores in, softmax over each row out
-  T* columns_part;    // [rows, columns] out: exp2(score * scale - column_max), not normalised
+  const float* scores;  // [rows, columns]
+  T* rows_part;         // [rows, columns] out: softmax over each row
+  T* columns_part;      // [rows, columns] out: exp2(score * scale - column_max), not normalised
   float* row_lse;     // [rows] out
   float* column_max;  // [columns]: of the rows so far, these included afterwards; starts at -inf
   float* column_sum;  // [columns]: likewise, of exp2(score * scale - column_max); starts at 0
@@ -23,11 +24,11 @@ struct TwoSoftmaxes {
   float scale;  // with log2(e) in it
 };
 
-// In place: scores, d_row and d_column hold the scores and the gradients of both softmaxes; they become the gradient of
-// the scores, the softmax over rows and the softmax over columns.
+// In place: d_row and d_column hold the gradients of both softmaxes and become the softmaxes.
 template <typename T>
 struct ScoreGradient {
-  T* scores;                  // [rows, columns]
+  const float* scores;        // [rows, columns]
+  T* d_scores;                // [rows, columns] out: gradient of the scores
   T* d_row;                   // [rows, columns]
   T* d_column;                // [rows, columns]
   const float* row_lse;       // [rows]
