@@ -19,6 +19,7 @@ NAMES = (
     "bidirectional_attention",
     "ada_layer_norm_fp8",
     "gated_residual_ada_layer_norm_fp8",
+    "group_norm_silu",
 )  # fmt: skip
 
 

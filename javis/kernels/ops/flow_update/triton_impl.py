@@ -15,8 +15,8 @@ from torch import Tensor
 from javis.kernels.ops.ada_layer_norm.triton_impl import rounded
 from javis.kernels.triton_support import AotSpec
 
-# 8 values a thread of 4 warps: one 16-byte access in bfloat16. A 512x512 clip has 246 k values of video and 27 k of audio: small
-# blocks, which spread them over the chip, matter more than long ones.
+# 8 values a thread of 4 warps: one 16-byte access in bfloat16. A 512x512 clip has 246 k values of video and 27 k of
+# audio: small blocks, which spread them over the chip, matter more than long ones.
 BLOCK = 1024
 
 

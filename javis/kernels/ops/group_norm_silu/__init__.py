@@ -1,0 +1,1 @@
+"""GroupNorm and SiLU. Read api.py first."""
