@@ -8,6 +8,7 @@
 #include "cpu/ada_layer_norm.h"
 #include "cpu/bidirectional_attention.h"
 #include "cpu/gated_residual_ada_layer_norm.h"
+#include "cpu/temporal_attention.h"
 
 STABLE_TORCH_LIBRARY(javis_native, m) {
   m.def(
@@ -29,6 +30,10 @@ STABLE_TORCH_LIBRARY(javis_native, m) {
   m.def(
       "bidirectional_score_gradient(Tensor scores, Tensor(a!) d_scores, Tensor(b!) d_row, Tensor(c!) d_column, Tensor row_lse,"
       " Tensor row_delta, Tensor column_lse, Tensor column_delta, float scale) -> ()");
+  m.def("temporal_attention(Tensor qkv, Tensor? weights, Tensor? cos, Tensor? sin, float eps) -> Tensor");
+  m.def(
+      "temporal_attention_backward(Tensor dout, Tensor qkv, Tensor? weights, Tensor? cos, Tensor? sin, float eps)"
+      " -> (Tensor dqkv, Tensor dweights)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(javis_native, CPU, m) {
@@ -38,4 +43,6 @@ STABLE_TORCH_LIBRARY_IMPL(javis_native, CPU, m) {
   m.impl("gated_residual_ada_layer_norm_backward", TORCH_BOX(&javis::cpu::gated_residual_ada_layer_norm_backward));
   m.impl("bidirectional_softmaxes", TORCH_BOX(&javis::cpu::bidirectional_softmaxes));
   m.impl("bidirectional_score_gradient", TORCH_BOX(&javis::cpu::bidirectional_score_gradient));
+  m.impl("temporal_attention", TORCH_BOX(&javis::cpu::temporal_attention));
+  m.impl("temporal_attention_backward", TORCH_BOX(&javis::cpu::temporal_attention_backward));
 }

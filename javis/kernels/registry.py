@@ -20,6 +20,8 @@ NAMES = (
     "ada_layer_norm_fp8",
     "gated_residual_ada_layer_norm_fp8",
     "group_norm_silu",
+    "factorized_attention",
+    "qk_norm_rope",
 )  # fmt: skip
 
 

@@ -1,0 +1,1 @@
+"""Self-attention along one axis. Read api.py first."""

@@ -1,0 +1,45 @@
+"""factorized_attention on attention libraries: q and k normalised and rotated before, in one pass over them."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from javis.kernels.ops.qk_norm_rope.api import prepare
+
+
+def _tokens(out: Tensor, qkv: Tensor, axis: str) -> Tensor:
+    """[B*T, S, H, D] or [B*S, T, H, D] -> [B, T*S, H*D]."""
+    batch, frames, places, _, heads, size = qkv.shape
+    if axis == "temporal":
+        out = out.unflatten(0, (batch, places)).transpose(1, 2)
+    return out.reshape(batch, frames * places, heads * size)
+
+
+def attention_sdpa(
+    qkv: Tensor,
+    axis: str,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    rope: tuple[Tensor, Tensor] | None,
+    eps: float,
+) -> Tensor:
+    """``F.scaled_dot_product_attention``; arguments and result as in api.py."""
+    q, k, v = prepare(qkv, axis, q_weight, k_weight, rope, eps)
+    out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+    return _tokens(out.transpose(1, 2), qkv, axis)
+
+
+def attention_flash_attn(
+    qkv: Tensor,
+    axis: str,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    rope: tuple[Tensor, Tensor] | None,
+    eps: float,
+) -> Tensor:
+    """``flash_attn_func`` of the flash-attn package; arguments and result as in api.py."""
+    from flash_attn import flash_attn_func
+
+    q, k, v = prepare(qkv, axis, q_weight, k_weight, rope, eps)
+    return _tokens(flash_attn_func(q, k, v), qkv, axis)
