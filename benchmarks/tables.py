@@ -53,14 +53,18 @@ def percent(value: float | None) -> str:
 def eval_section(rows: list[Row]) -> str:
     """Synchrony and attributes of the built-in model, newest row of each setting."""
     newest: dict[tuple[Any, ...], Row] = {}
+    current = {row["checkpoint"]: row.get("checkpoint_fingerprint") for row in rows}  # of the newest row
     for row in rows:
-        newest[row["checkpoint"], row["steps"], row["guidance"], tuple(row["ablate"])] = row
+        if row.get("checkpoint_fingerprint") == current[row["checkpoint"]]:  # else it is of weights that are gone
+            order = row.get("order", "together")
+            newest[row["checkpoint"], row["steps"], row["guidance"], tuple(row["ablate"]), order] = row
     if not newest:
         return ""
     cells: list[list[object]] = []
     real: Row | None = None
     for row in newest.values():
         name = f"{row['checkpoint']}, {row['steps']} steps, guidance {row['guidance']:g}, {row['count']} clips a kind"
+        name += f", {row['order'].replace('_', ' ')}" if "order" in row else ""
         name += f", without {' and '.join(row['ablate'])}" if row["ablate"] else ""
         cells += [[name, *line] for line in eval_lines(row["generated"])]
         real = row if "real" in row else real
@@ -133,16 +137,23 @@ def kernel_section(rows: list[Row]) -> str:
 
 def sampling_section(rows: list[Row]) -> str:
     """Seconds per stage of one clip from the command line."""
-    newest = {(row["steps"], row["guidance"], row["threads"]): row for row in rows}
+    newest = {(row.get("ops", "reference"), row["steps"], row["guidance"], row["threads"]): row for row in rows}
     if not newest:
         return ""
     stages = list(next(iter(newest.values()))["seconds_per_stage"])
     cells = [
-        [steps, guidance, threads, *(row["seconds_per_stage"].get(stage) for stage in stages), row["seconds_total"]]
-        for (steps, guidance, threads), row in newest.items()
+        [
+            ops,
+            steps,
+            guidance,
+            threads,
+            *(row["seconds_per_stage"].get(stage) for stage in stages),
+            row["seconds_total"],
+        ]
+        for (ops, steps, guidance, threads), row in newest.items()
     ]
-    one = next(iter(newest.values()))
-    header = ["steps", "guidance", "threads", *stages, "all"]
+    one = next(reversed(newest.values()))
+    header = ["ops", "steps", "guidance", "threads", *stages, "all"]
     return f"\n## One clip of 2 s\n\n`python benchmarks/sample_clip.py`, seconds; {where(one)}.\n\n" + table(
         header, cells
     )

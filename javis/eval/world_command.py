@@ -51,6 +51,7 @@ def main(args: EvalWorldArgs) -> None:
             check_writable(path)
     if not 1 <= args.batch_size <= 1024:
         raise UsageError(f"batch size must be a whole number from 1 to 1024, got {args.batch_size}")
+    from javis.clips import checkpoint_fingerprint
     from javis.eval.world_report import run
     from javis.pipeline import JavisPipeline
 
@@ -71,6 +72,7 @@ def main(args: EvalWorldArgs) -> None:
             progress=lambda done, total: advance(100 * done / total),
         )
     report["checkpoint"] = args.checkpoint
+    report["checkpoint_fingerprint"] = checkpoint_fingerprint(args.checkpoint)
     if args.json is not None:
         write_text(args.json, json.dumps(report, indent=1) + "\n")
     if args.append is not None:
