@@ -9,6 +9,8 @@
 #include "cpu/bidirectional_attention.h"
 #include "cpu/gated_residual_ada_layer_norm.h"
 #include "cpu/temporal_attention.h"
+#include "cpu/bias_gelu.h"
+#include "cpu/group_softmax.h"
 
 STABLE_TORCH_LIBRARY(javis_native, m) {
   m.def(
@@ -34,6 +36,10 @@ STABLE_TORCH_LIBRARY(javis_native, m) {
   m.def(
       "temporal_attention_backward(Tensor dout, Tensor qkv, Tensor? weights, Tensor? cos, Tensor? sin, float eps)"
       " -> (Tensor dqkv, Tensor dweights)");
+  m.def("group_softmax_(Tensor(a!) scores, Tensor bias, int groups) -> ()");
+  m.def("bias_gelu(Tensor z, Tensor? bias) -> Tensor");
+  m.def("bias_gelu_(Tensor(a!) z, Tensor? bias) -> ()");
+  m.def("bias_gelu_backward(Tensor dy, Tensor z, Tensor? bias) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(javis_native, CPU, m) {
@@ -45,4 +51,8 @@ STABLE_TORCH_LIBRARY_IMPL(javis_native, CPU, m) {
   m.impl("bidirectional_score_gradient", TORCH_BOX(&javis::cpu::bidirectional_score_gradient));
   m.impl("temporal_attention", TORCH_BOX(&javis::cpu::temporal_attention));
   m.impl("temporal_attention_backward", TORCH_BOX(&javis::cpu::temporal_attention_backward));
+  m.impl("group_softmax_", TORCH_BOX(&javis::cpu::group_softmax_));
+  m.impl("bias_gelu", TORCH_BOX(&javis::cpu::bias_gelu));
+  m.impl("bias_gelu_", TORCH_BOX(&javis::cpu::bias_gelu_));
+  m.impl("bias_gelu_backward", TORCH_BOX(&javis::cpu::bias_gelu_backward));
 }

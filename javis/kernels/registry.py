@@ -22,6 +22,7 @@ NAMES = (
     "group_norm_silu",
     "factorized_attention",
     "qk_norm_rope",
+    "folded_prior_injection",
 )  # fmt: skip
 
 
@@ -46,11 +47,11 @@ OPS: dict[str, Op] = {name: _load(name) for name in NAMES}
 # Fields of javis.model.ops.ModelOps; the other ops serve the sampler, the codecs and library backends.
 MODEL_OPS = (
     "ada_layer_norm",
-    "prior_injection",
     "gated_residual_ada_layer_norm",
     "factorized_attention",
     "text_cross_attention",
     "prior_injection",
+    "folded_prior_injection",
     "bidirectional_attention",
     "gelu_linear",
 )

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from javis.model.blocks import FinalLayer, JavisLayer, KeyValue, PriorBlock, StepState
+from javis.model.blocks import FinalLayer, JavisLayer, KeyValue, PriorBlock, PriorCondition, StepState
 from javis.model.config import JavisDiTConfig, PriorScope
 from javis.model.embed import Embedders, clock_positions, clock_rope, rope_table, sinusoid, unpatchify, video_positions
 from javis.model.ops import ModelOps, Rope
@@ -31,11 +31,11 @@ class Velocity(NamedTuple):
 
 
 class LayerCondition(NamedTuple):
-    """Keys and values of one layer: captions per block, priors per modality and axis."""
+    """Keys and values of one layer: captions per block, priors (folded for sampling) per modality and axis."""
 
     text: tuple[KeyValue, KeyValue, KeyValue, KeyValue]  # video spatial, video temporal, audio spatial, audio temporal
-    video_prior: tuple[KeyValue | Tensor, KeyValue | Tensor] | None  # spatial, temporal
-    audio_prior: tuple[KeyValue | Tensor, KeyValue | Tensor] | None
+    video_prior: tuple[PriorCondition, PriorCondition] | None  # spatial, temporal
+    audio_prior: tuple[PriorCondition, PriorCondition] | None
 
 
 @dataclass(frozen=True)
@@ -239,7 +239,7 @@ class JavisDiT(nn.Module):
     @staticmethod
     def _prior_condition(
         block: PriorBlock | None, priors: tuple[Tensor, Tensor], grid: tuple[int, ...], scope: PriorScope
-    ) -> tuple[KeyValue | Tensor, KeyValue | Tensor]:
+    ) -> tuple[PriorCondition, PriorCondition]:
         assert block is not None
         places = math.prod(grid[1:])
         return (

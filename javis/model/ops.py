@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -138,6 +139,48 @@ def cross_attention(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = No
     return out.transpose(1, 2).reshape(batch, tokens, width)
 
 
+class FoldedPrior(NamedTuple):
+    """One prior attention of a clip with the projections of queries and outputs in its keys and values."""
+
+    scores_weight: Tensor  # [B, C, H * M]
+    scores_bias: Tensor  # [B, H * M], float32 or wider
+    value: Tensor  # [B, H * M, C]
+
+
+def fold_prior(
+    k: Tensor, v: Tensor, q_weight: Tensor, q_bias: Tensor, out_weight: Tensor, out_bias: Tensor
+) -> FoldedPrior:
+    """Fold ``out(prior_injection(q(y), k, v))`` into ``folded_prior_injection(y, *folded)``: exact algebra.
+
+    ``A_h = Wq_h K_h^T / sqrt(D)``, ``a_h = bq_h K_h^T / sqrt(D)``, ``U_h = V_h Wo_h + bo / H`` (the weights of a head
+    add up to 1, so every head brings its share of bo). Computed in float32 and rounded once.
+
+    Args:
+        k, v: [B, H, M, D].
+        q_weight, out_weight: [C, C] with C = H * D, as ``nn.Linear`` keeps them; q_bias, out_bias: [C].
+    """
+    heads, size = k.shape[1], k.shape[3]
+    dtype = q_weight.dtype
+    wide = torch.promote_types(dtype, torch.float32)
+    with torch.autocast(k.device.type, enabled=False):
+        k, v, q_weight, q_bias, out_weight, out_bias = (
+            x.to(wide) for x in (k * size**-0.5, v, q_weight, q_bias, out_weight, out_bias)
+        )
+        weight = (k @ q_weight.unflatten(0, (heads, size))).flatten(1, 2).mT
+        bias = (k @ q_bias.view(heads, size, 1)).flatten(1)
+        value = (v @ out_weight.t().unflatten(0, (heads, size)) + out_bias / heads).flatten(1, 2)
+    return FoldedPrior(weight.to(dtype).contiguous(), bias, value.to(dtype).contiguous())
+
+
+def folded_prior_injection(
+    y: Tensor, scores_weight: Tensor, scores_bias: Tensor, value: Tensor, *, heads: int
+) -> Tensor:
+    """Prior attention with its projections folded in (see ``fold_prior``), [B, N, C] -> [B, N, C]; for sampling."""
+    scores = torch.promote_types(y.dtype, torch.float32)
+    weights = ((y @ scores_weight).to(scores) + scores_bias[:, None]).unflatten(-1, (heads, -1)).softmax(-1)
+    return weights.flatten(-2).to(y.dtype) @ value
+
+
 def bidirectional_attention(
     q_video: Tensor, q_audio: Tensor, v_video: Tensor, v_audio: Tensor, num_heads: int
 ) -> tuple[Tensor, Tensor]:
@@ -172,6 +215,7 @@ class ModelOps:
     factorized_attention: Callable[..., Tensor] = factorized_attention
     text_cross_attention: Callable[..., Tensor] = cross_attention
     prior_injection: Callable[..., Tensor] = cross_attention
+    folded_prior_injection: Callable[..., Tensor] = folded_prior_injection
     bidirectional_attention: Callable[..., tuple[Tensor, Tensor]] = bidirectional_attention
     gelu_linear: Callable[..., Tensor] = gelu_linear
 

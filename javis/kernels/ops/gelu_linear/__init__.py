@@ -1,0 +1,1 @@
+"""Linear layer followed by tanh-GELU. Read api.py first."""

@@ -1,0 +1,1 @@
+"""Attention of tokens to the caption. Read api.py first."""
