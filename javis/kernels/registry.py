@@ -23,6 +23,8 @@ NAMES = (
     "factorized_attention",
     "qk_norm_rope",
     "folded_prior_injection",
+    "gelu_linear",
+    "text_cross_attention",
 )  # fmt: skip
 
 

@@ -176,6 +176,11 @@ class JavisDiT(nn.Module):
             mask = text_mask.bool()
             if not bool(mask.any(dim=1).all()):
                 raise ValueError("a caption has no valid token: text_mask must keep at least one token per sample")
+            if not torch.is_grad_enabled():  # training keeps its shapes, for torch.compile
+                # What lies behind the longest caption is masked in every step; without it nothing changes but the cost.
+                longest = int(mask.any(dim=0).nonzero().max()) + 1
+                text, mask = text[:, :longest], mask[:, :longest]
+                mask = None if bool(mask.all()) else mask
         batch, dtype = text.shape[0], self.time_block.weight.dtype
         video_grid = self.embed.video.grid(video_sizes)
         audio_grid = self.embed.audio.grid(audio_sizes)

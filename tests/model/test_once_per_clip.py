@@ -1,4 +1,4 @@
-"""The folded prior attention of sampling equals the one of training."""
+"""What sampling computes in another way than training, once per clip, gives the same: folded priors, cut captions."""
 
 from __future__ import annotations
 
@@ -61,3 +61,27 @@ def test_many_keys_are_not_folded() -> None:
     assert prior is not None
     assert isinstance(prior[0], KeyValue)
     assert isinstance(prior[1], FoldedPrior)
+
+
+def test_sampling_drops_what_lies_behind_the_longest_caption() -> None:
+    """... and gives what all tokens give with a mask, which is what training sees."""
+    model = small_model().double()
+    noisy, told = make_inputs(model.config)
+    noisy, told = ({n: x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for n, x in d.items()}
+                   for d in (noisy, told))  # fmt: skip
+    length = model.config.caption_length
+    told["text_mask"] = torch.tensor(
+        [[True, False, True] + [False] * (length - 3), [True, True] + [False] * (length - 2)]
+    )
+    expected = model.denoise(**noisy, condition=model.condition(**told))
+    with torch.no_grad():
+        short = model.condition(**told)
+        actual = model.denoise(**noisy, condition=short)
+    assert short.text_mask is not None
+    assert short.text_mask.tolist() == [[True, False, True], [True, True, False]]
+    assert {kv.k.shape[2] for layer in short.layers for kv in layer.text} == {3}
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, e.detach(), rtol=1e-10, atol=1e-10)
+    told["text_mask"] = torch.arange(length).lt(4).expand(2, -1)
+    with torch.no_grad():
+        assert model.condition(**told).text_mask is None  # two captions of four tokens need no mask
