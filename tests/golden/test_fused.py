@@ -44,7 +44,7 @@ def test_on_every_cpu_kernel(name: str, monkeypatch: pytest.MonkeyPatch) -> None
     ops, ran = prefer(Backend.CPU)
     replay(name, ops, monkeypatch)
     # The other prior modes have no attention over priors.
-    assert expected(Backend.CPU) - set(ran) <= {"prior_injection"}, f"ran {dict(ran)}"
+    assert expected(Backend.CPU) - set(ran) <= {"folded_prior_injection"}, f"ran {dict(ran)}"
 
 
 @pytest.mark.slow
@@ -53,4 +53,6 @@ def test_on_every_cpu_kernel(name: str, monkeypatch: pytest.MonkeyPatch) -> None
 def test_on_every_triton_kernel(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ops, ran = prefer(Backend.TRITON)
     replay(name, ops, monkeypatch)
-    assert set(ran) == expected(Backend.TRITON), f"ran {dict(ran)}"
+    # Sampling folds the priors or does not, whichever is less work.
+    missing = expected(Backend.TRITON) - set(ran)
+    assert missing in ({"prior_injection"}, {"folded_prior_injection"}), f"ran {dict(ran)}"

@@ -95,13 +95,13 @@ def test_gelu_by_itself() -> None:
 @pytest.mark.parametrize("backend", [pytest.param("cpu", marks=needs_native), "reference"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_nan_and_infinity_come_through(dtype: torch.dtype, backend: str) -> None:
-    x = torch.tensor([[0.5], [float("nan")], [float("inf")], [-0.5]], dtype=dtype)
+    x = torch.tensor([[[0.5], [float("nan")], [float("inf")], [-0.5]]], dtype=dtype)
     weight, bias = torch.tensor([[2.0], [1.0]], dtype=dtype), torch.zeros(2, dtype=dtype)
-    y = gelu_linear(x, weight, bias, backend=backend)
+    y = gelu_linear(x, weight, bias, backend=backend)[0]
     assert y[[0, 3]].isfinite().all()
     assert y[1].isnan().all()
     assert (y[2] == float("inf")).all()
-    assert gelu_linear(x[:1], weight, bias.fill_(float("nan")), backend=backend).isnan().all()
+    assert gelu_linear(x[:, :1], weight, bias.fill_(float("nan")), backend=backend).isnan().all()
 
 
 @needs_native
@@ -253,17 +253,17 @@ def test_reference_gradients() -> None:
 @pytest.mark.parametrize("backend", [pytest.param("cpu", marks=needs_native), "reference"])
 def test_case_by_hand(backend: str) -> None:
     """z = 2 * 3 - 5 = 1 and 0: gelu(1) = (1 + tanh(sqrt(2/pi) 1.044715)) / 2, gelu(0) = 0."""
-    x, weight, bias = torch.tensor([[2.0, 1.0]]), torch.tensor([[3.0, -5.0], [1.0, -2.0]]), torch.zeros(2)
+    x, weight, bias = torch.tensor([[[2.0, 1.0]]]), torch.tensor([[3.0, -5.0], [1.0, -2.0]]), torch.zeros(2)
     expected = (1 + math.tanh(math.sqrt(2 / math.pi) * 1.044715)) / 2
     y = gelu_linear(x, weight, bias, backend=backend)
-    torch.testing.assert_close(y, torch.tensor([[expected, 0.0]]), rtol=1e-6, atol=0)
+    torch.testing.assert_close(y, torch.tensor([[[expected, 0.0]]]), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"x": torch.zeros(4)}, "x must be"),
-        ({"x": torch.zeros(2, 4, dtype=torch.long)}, "x must be"),
+        ({"x": torch.zeros(2, 4)}, "x must be"),
+        ({"x": torch.zeros(1, 2, 4, dtype=torch.long)}, "x must be"),
         ({"weight": torch.zeros(3, 5)}, "weight must be \\[F, 4\\]"),
         ({"bias": torch.zeros(4)}, "bias must be \\[3\\]"),
         ({"weight": torch.zeros(3, 4).half()}, "weight must have the dtype"),
@@ -271,7 +271,11 @@ def test_case_by_hand(backend: str) -> None:
     ],
 )
 def test_bad_arguments(change: dict[str, Any], message: str) -> None:
-    arguments: dict[str, Any] = {"x": torch.zeros(2, 4), "weight": torch.zeros(3, 4), "bias": torch.zeros(3)} | change
+    arguments: dict[str, Any] = {
+        "x": torch.zeros(1, 2, 4),
+        "weight": torch.zeros(3, 4),
+        "bias": torch.zeros(3),
+    } | change
     for backend in ("auto", "cpu", "reference"):
         with pytest.raises(ValueError, match=message):
             gelu_linear(**arguments, backend=backend)

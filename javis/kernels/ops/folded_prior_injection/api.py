@@ -12,12 +12,12 @@ Read next: reference.py (the maths and ``fold_prior``), contract.py, csrc/cpu/gr
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from javis.kernels.backend import Backend, Check, select
 from javis.kernels.ops.folded_prior_injection import contract
 from javis.kernels.ops.folded_prior_injection.reference import FoldedPrior, fold_prior, folded_prior_injection_ref
+from javis.kernels.ops.prior_injection.contract import autocasting
 
 __all__ = ["CHECKS", "FoldedPrior", "fold_prior", "folded_prior_injection"]
 
@@ -81,5 +81,5 @@ def _validate(y: Tensor, scores_weight: Tensor, scores_bias: Tensor, value: Tens
     if value.shape != (batch, columns, width):
         raise ValueError(f"value must be [{batch}, {columns}, {width}], got {tuple(value.shape)}")
     for name, tensor in (("scores_weight", scores_weight), ("value", value)):
-        if tensor.dtype != y.dtype and not torch.is_autocast_enabled(y.device.type):
+        if tensor.dtype != y.dtype and not autocasting(y):
             raise ValueError(f"{name} must have the dtype of y, {y.dtype}, got {tensor.dtype}")

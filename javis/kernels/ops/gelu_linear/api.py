@@ -10,12 +10,12 @@ Read next: reference.py, contract.py (what torch.compile sees), csrc/cpu/bias_ge
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from javis.kernels.backend import Backend, Check, select
 from javis.kernels.ops.gelu_linear import contract
 from javis.kernels.ops.gelu_linear.reference import gelu_linear_ref
+from javis.kernels.ops.prior_injection.contract import autocasting
 
 CHECKS: dict[Backend, Check] = {
     Backend.CPU: contract.why_not_cpu,
@@ -27,13 +27,13 @@ def gelu_linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, backend: Back
     """Return ``gelu_tanh(x @ weight.T + bias)``, the product accumulated in float32.
 
     Args:
-        x: [..., C], at least two axes ([B, N, C] in the model).
+        x: tokens, [B, N, C].
         weight: [F, C], in the dtype of ``x`` (under autocast any), as ``nn.Linear`` keeps it.
         bias: [F], in the dtype of ``x`` (under autocast any); or None.
         backend: ``"auto"`` picks the fastest that can run; any other value runs or raises.
 
     Returns:
-        [..., F] in the dtype of ``x``, differentiable in x, weight and bias.
+        [B, N, F] in the dtype of ``x``, differentiable in x, weight and bias.
 
     Raises:
         ValueError: shapes or dtypes that do not fit together.
@@ -46,14 +46,12 @@ def gelu_linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, backend: Back
 
 
 def _validate(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    if x.ndim < 2 or not x.dtype.is_floating_point:
-        raise ValueError(f"x must be a floating-point [..., C] with two axes or more, got {x.dtype} {tuple(x.shape)}")
+    if x.ndim != 3 or not x.dtype.is_floating_point:
+        raise ValueError(f"x must be a floating-point [B, N, C], got {x.dtype} {tuple(x.shape)}")
     if weight.ndim != 2 or weight.shape[1] != x.shape[-1]:
         raise ValueError(f"weight must be [F, {x.shape[-1]}], got {tuple(weight.shape)}")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias must be [{weight.shape[0]}], got {tuple(bias.shape)}")
-    if torch.is_autocast_enabled(x.device.type):
-        return
     for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is not None and tensor.dtype != x.dtype:
+        if tensor is not None and tensor.dtype != x.dtype and not autocasting(x):
             raise ValueError(f"{name} must have the dtype of x, {x.dtype}, got {tensor.dtype}")

@@ -17,6 +17,11 @@ MAX_KEYS = 128  # one tile of scores holds all keys
 MAX_HEAD_SIZE = 128
 
 
+def autocasting(x: Tensor) -> bool:
+    """Whether autocast will bring the dtypes of a call together, so that they may differ."""
+    return x.device.type in ("cpu", "cuda") and torch.is_autocast_enabled(x.device.type)
+
+
 def validate(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> None:
     """Raise ValueError for arguments that do not fit together."""
     if q.ndim != 3 or not q.dtype.is_floating_point:
@@ -28,7 +33,7 @@ def validate(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> None:
     if v.shape != k.shape:
         raise ValueError(f"v must have the shape of k, {tuple(k.shape)}, got {tuple(v.shape)}")
     for name, tensor in (("k", k), ("v", v)):
-        if tensor.dtype != q.dtype and not torch.is_autocast_enabled(q.device.type):
+        if tensor.dtype != q.dtype and not autocasting(q):
             raise ValueError(f"{name} must have the dtype of q, {q.dtype}, got {tensor.dtype}")
     if mask is not None and (mask.dtype != torch.bool or mask.shape != (batch, k.shape[2])):
         raise ValueError(f"mask must be a bool [{batch}, {k.shape[2]}], got {mask.dtype} {tuple(mask.shape)}")
