@@ -180,3 +180,16 @@ def test_a_library_that_does_not_load_is_a_reason(tmp_path: Path) -> None:
     missing = native._load(tmp_path / "nowhere.so")
     assert missing is not None
     assert "not built" in missing
+
+
+@needs_source
+def test_the_list_of_ops_is_that_of_the_registration() -> None:
+    defined = re.findall(r'"(\w+)\(', (ROOT / "csrc/registration.cpp").read_text(encoding="utf-8"))
+    assert list(native.OPS) == defined
+
+
+@needs_native
+def test_a_library_of_an_earlier_version_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "OPS", ("ada_layer_norm", "op_of_tomorrow"))
+    reason = native._load(native.LIBRARY)
+    assert reason is not None and "earlier version: it lacks op_of_tomorrow; build" in reason

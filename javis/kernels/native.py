@@ -17,6 +17,21 @@ import javis
 
 _PACKAGE = Path(javis.__file__).parent
 LIBRARY = _PACKAGE / "lib" / "libjavis_cpu.so"
+# What csrc/registration.cpp defines. A library of an earlier checkout lacks some: it must be built again.
+OPS = (
+    "ada_layer_norm",
+    "ada_layer_norm_backward",
+    "gated_residual_ada_layer_norm",
+    "gated_residual_ada_layer_norm_backward",
+    "bidirectional_softmaxes",
+    "bidirectional_score_gradient",
+    "temporal_attention",
+    "temporal_attention_backward",
+    "group_softmax_",
+    "bias_gelu",
+    "bias_gelu_",
+    "bias_gelu_backward",
+)
 HOW_TO_BUILD = "build them with `pip install --no-build-isolation --force-reinstall --no-deps .` in the source tree"
 
 
@@ -38,6 +53,9 @@ def _load(path: Path) -> str | None:
         torch.ops.load_library(str(path))
     except OSError as error:
         return f"{path.name} does not load: {error}; {HOW_TO_BUILD}"
+    missing = [name for name in OPS if not hasattr(torch.ops.javis_native, name)]
+    if missing:
+        return f"{path.name} is of an earlier version: it lacks {', '.join(missing)}; {HOW_TO_BUILD}"
     return None
 
 
