@@ -8,7 +8,7 @@ PIP_ARGS ?=
 PYTEST_ARGS ?=
 AOT_ARGS ?=
 PROMPT ?= a red ball bounces on the left
-SEED ?= 9
+SEED ?= 1
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) -c constraints.txt
