@@ -88,11 +88,22 @@ def token_grid(config: JavisDiTConfig, video: tuple[int, int, int], audio: tuple
     return Grid(t, h * w, ta, m)
 
 
-def step_flops(config: JavisDiTConfig, grid: Grid, *, batch: int = 1, text: int | None = None) -> dict[str, int]:
+def _prior_axes(config: JavisDiTConfig) -> list[tuple[int, bool]]:
+    """Of the spatial and the temporal prior step: tokens, and whether sampling folds the projections into them."""
+    c, heads = config.hidden_size, config.num_heads
+    if not config.use_prior or config.prior_mode != "cross_attn":
+        return []
+    return [(m, heads * m < c + m) for m in (config.spatial_prior_len, config.temporal_prior_len)]
+
+
+def step_flops(
+    config: JavisDiTConfig, grid: Grid, *, batch: int = 1, text: int | None = None, folded: bool = True
+) -> dict[str, int]:
     """FLOPs of one ``denoise`` of ``batch`` samples (two for a clip with guidance), by kind.
 
-    ``text``: caption tokens, the longest caption by default. The bidirectional attention has three products: the
-    scores, and one with the values of each direction.
+    ``text``: caption tokens, the longest caption by default. ``folded``: priors are folded where sampling does so;
+    False is what training computes. The bidirectional attention has three products: the scores, and one with the values
+    of each direction.
     """
     c, n = config.hidden_size, grid.video + grid.audio
     text = config.caption_length if text is None else text
@@ -101,9 +112,12 @@ def step_flops(config: JavisDiTConfig, grid: Grid, *, batch: int = 1, text: int 
     prior = 0
     if config.use_prior:
         per_token += 2 * c * config.mlp_size
-        if config.prior_mode == "cross_attn":
-            per_token += 4 * c * c  # q and proj of the spatial and of the temporal step
-            prior = 2 * c * (config.spatial_prior_len + config.temporal_prior_len) * n
+    for m, worth_it in _prior_axes(config):
+        if worth_it and folded:
+            prior += 2 * c * config.num_heads * m * n
+        else:
+            per_token += 2 * c * c  # q and proj
+            prior += 2 * c * m * n
     bidirectional = 0
     if config.use_bidirectional:
         per_token += 3 * c * config.bidirectional_size
@@ -142,6 +156,8 @@ def condition_flops(config: JavisDiTConfig, grid: Grid, *, batch: int = 1, text:
         macs += tokens * (config.prior_channels * c + c * c)
         if config.prior_mode == "cross_attn":
             macs += config.depth * 2 * tokens * 2 * c * c
+            folded = sum(m for m, is_folded in _prior_axes(config) if is_folded)
+            macs += config.depth * 2 * folded * (2 * c * c + c)  # query and output projection, and the query's bias
         else:
             stretched = grid.video_frames + grid.video_places + grid.audio_frames + grid.audio_places
             macs += config.depth * stretched * (1 if config.prior_mode == "addition" else 2) * c * c
@@ -151,8 +167,8 @@ def condition_flops(config: JavisDiTConfig, grid: Grid, *, batch: int = 1, text:
 def official_extra_flops(config: JavisDiTConfig, grid: Grid, *, batch: int = 2) -> int:
     """What the official code computes beyond `step_flops` in each step, at ``batch`` samples.
 
-    It repeats the spatial prior tokens for every frame and the temporal ones for every place, projects them again in
-    every layer, attends over the whole batch, and projects the caption's keys and values anew.
+    It folds no prior, repeats the spatial prior tokens for every frame and the temporal ones for every place, projects
+    them again in every layer, attends over the whole batch, and projects the caption's keys and values anew.
     """
     if not config.use_prior or config.prior_mode != "cross_attn":
         return 0
@@ -162,6 +178,8 @@ def official_extra_flops(config: JavisDiTConfig, grid: Grid, *, batch: int = 2) 
         unique = config.spatial_prior_len + config.temporal_prior_len
         queries = batch * frames * places
         macs += 2 * c * queries * (keys - unique) + 2 * c * c * keys
+        for m, folded in _prior_axes(config):
+            macs += queries * (2 * c * c + 2 * c * m - 2 * c * config.num_heads * m) if folded else 0
     return 2 * config.depth * (macs + 4 * batch * config.caption_length * 2 * c * c)
 
 
@@ -173,8 +191,8 @@ def memory_bytes(
     The activations are those of the video MLP: residual stream, normed input and the hidden layer.
     """
     c, tokens = config.hidden_size, 4 * config.caption_length
-    if config.use_prior:
-        tokens += 2 * (config.spatial_prior_len + config.temporal_prior_len)
+    for m, folded in _prior_axes(config):
+        tokens += 2 * m * (config.num_heads if folded else 1)
     return {
         "weights": parameters * bytes_per_value,
         "conditioning": config.depth * batch * tokens * 2 * c * bytes_per_value,
