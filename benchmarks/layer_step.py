@@ -208,23 +208,26 @@ def measure(size: Size, dtype: torch.dtype, args: Args) -> list[dict[str, Any]]:
 
 
 def main(args: Args) -> list[dict[str, Any]]:
-    """Measure, print and append."""
+    """Measure; print and append the rows of each dtype as soon as they are there."""
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     size = TOY if args.quick else Size()
     where = environment(args.device)
-    rows = [{**row, **where} for name in args.dtypes for row in measure(size, getattr(torch, name), args)]
     console = Console(highlight=False, markup=False, soft_wrap=True)
     console.print(f"{where['device']}, {where['threads']} threads, T={size.frames}, S={size.places}, C={size.width}")
-    for row in rows:
-        gains = "".join(f"  {row[f'times_{base}'] or 0:6.2f} x {base}" for base in ("upstream", "eager"))
-        console.print(f"{row['dtype']:9} {row['variant']:9} {row['p50_s']:9.3f} s{gains}")
-    fastest = {(r["dtype"], r["variant"]): r["p50_s"] for r in rows}
-    if ("float32", "upstream") in fastest and ("bfloat16", "fused") in fastest:
-        gain = fastest["float32", "upstream"] / fastest["bfloat16", "fused"]
+    rows: list[dict[str, Any]] = []
+    for name in args.dtypes:
+        measured = [{**row, **where} for row in measure(size, getattr(torch, name), args)]
+        for row in measured:
+            gains = "".join(f"  {row[f'times_{base}'] or 0:6.2f} x {base}" for base in ("upstream", "eager"))
+            console.print(f"{row['dtype']:9} {row['variant']:9} {row['p50_s']:9.3f} s{gains}")
+        if args.append and not args.quick:
+            append_rows(measured)
+        rows += measured
+    seconds = {(r["dtype"], r["variant"]): r["p50_s"] for r in rows}
+    if ("float32", "upstream") in seconds and ("bfloat16", "fused") in seconds:
+        gain = seconds["float32", "upstream"] / seconds["bfloat16", "fused"]
         console.print(f"fused in bfloat16 over upstream in float32: {gain:.2f} x")
-    if args.append and not args.quick:
-        append_rows(rows)
     return rows
 
 

@@ -5,7 +5,7 @@
 //                     dshift = sum over rows of dy, dscale = sum over rows of dy * xhat
 
 #include "ada_layer_norm_rows.h"
-#include "row_values.h"
+#include "row_norm.h"
 
 #ifndef JAVIS_ISA
 #error "JAVIS_ISA must be baseline, avx2 or avx512"
@@ -16,7 +16,6 @@
 namespace javis::cpu {
 namespace {
 
-// Two passes over a row that sits in cache: the textbook one-pass variance cancels when |mean| >> deviation.
 template <typename T>
 void forward(const ForwardRows<T>& rows) {
   const int64_t width = rows.width;
@@ -28,23 +27,9 @@ void forward(const ForwardRows<T>& rows) {
     const float* shift = first ? m.shift : m.shift0;
     const float* scale = first ? m.scale : m.scale0;
 
-    float sum = 0.f;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t c = 0; c < width; ++c) sum += load(x + c);
-    const float mean = sum / static_cast<float>(width);
-
-    float squares = 0.f;
-#pragma omp simd reduction(+ : squares)
-    for (int64_t c = 0; c < width; ++c) {
-      const float d = load(x + c) - mean;
-      squares += d * d;
-    }
-    const float rstd = 1.f / __builtin_sqrtf(squares / static_cast<float>(width) + rows.eps);
-
-#pragma omp simd
-    for (int64_t c = 0; c < width; ++c) store(y + c, (load(x + c) - mean) * rstd * (1.f + scale[c]) + shift[c]);
-    rows.mean[row] = mean;
-    rows.rstd[row] = rstd;
+    const RowStatistics s = normalise_row(x, y, shift, scale, width, rows.eps);
+    rows.mean[row] = s.mean;
+    rows.rstd[row] = s.rstd;
   }
 }
 
@@ -63,26 +48,10 @@ void backward(const BackwardRows<T>& rows) {
     const float* scale = first ? m.scale : m.scale0;
     float* dshift = rows.partial + (first ? 0 : 2 * width);
     float* dscale = dshift + width;
-    const float mean = rows.mean[row], rstd = rows.rstd[row];
-
-    float sum_g = 0.f, sum_gx = 0.f;
-#pragma omp simd reduction(+ : sum_g, sum_gx)
-    for (int64_t c = 0; c < width; ++c) {
-      const float d = load(dy + c);
-      const float xhat = (load(x + c) - mean) * rstd;
-      const float g = d * (1.f + scale[c]);
-      sum_g += g;
-      sum_gx += g * xhat;
-      dshift[c] += d;
-      dscale[c] += d * xhat;
-    }
-    const float mean_g = sum_g / static_cast<float>(width), mean_gx = sum_gx / static_cast<float>(width);
-
+    const RowStatistics s{rows.mean[row], rows.rstd[row]};
+    const RowGradientMeans means = add_modulation_gradients(dy, x, s, scale, width, dshift, dscale);
 #pragma omp simd
-    for (int64_t c = 0; c < width; ++c) {
-      const float xhat = (load(x + c) - mean) * rstd;
-      store(dx + c, rstd * (load(dy + c) * (1.f + scale[c]) - mean_g - xhat * mean_gx));
-    }
+    for (int64_t c = 0; c < width; ++c) store(dx + c, norm_gradient(dy + c, x + c, scale[c], s, means));
   }
 }
 

@@ -6,7 +6,7 @@
 
 #include "gated_residual_ada_layer_norm_rows.h"
 
-#include "row_values.h"
+#include "row_norm.h"
 
 #ifndef JAVIS_ISA
 #error "JAVIS_ISA must be baseline, avx2 or avx512"
@@ -40,23 +40,9 @@ void forward(const GatedForwardRows<T>& rows) {
     }
 
     // r is in cache now, rounded: the norm sees what later ops see.
-    float sum = 0.f;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t c = 0; c < width; ++c) sum += load(r + c);
-    const float mean = sum / static_cast<float>(width);
-
-    float squares = 0.f;
-#pragma omp simd reduction(+ : squares)
-    for (int64_t c = 0; c < width; ++c) {
-      const float d = load(r + c) - mean;
-      squares += d * d;
-    }
-    const float rstd = 1.f / __builtin_sqrtf(squares / static_cast<float>(width) + rows.eps);
-
-#pragma omp simd
-    for (int64_t c = 0; c < width; ++c) store(y + c, (load(r + c) - mean) * rstd * (1.f + scale[c]) + shift[c]);
-    rows.mean[row] = mean;
-    rows.rstd[row] = rstd;
+    const RowStatistics s = normalise_row(r, y, shift, scale, width, rows.eps);
+    rows.mean[row] = s.mean;
+    rows.rstd[row] = s.rstd;
   }
 }
 
@@ -76,27 +62,13 @@ void backward(const GatedBackwardRows<T>& rows) {
     const float* scale = first ? m.scale : m.scale0;
     float* dshift = rows.partial + (first ? 0 : sums * width);
     float* dscale = dshift + width;
-    const float mean = rows.mean[row], rstd = rows.rstd[row];
-
-    float sum_g = 0.f, sum_gx = 0.f;
-#pragma omp simd reduction(+ : sum_g, sum_gx)
-    for (int64_t c = 0; c < width; ++c) {
-      const float d = load(dy + c);
-      const float xhat = (load(r + c) - mean) * rstd;
-      const float g = d * (1.f + scale[c]);
-      sum_g += g;
-      sum_gx += g * xhat;
-      dshift[c] += d;
-      dscale[c] += d * xhat;
-    }
-    const float mean_g = sum_g / static_cast<float>(width), mean_gx = sum_gx / static_cast<float>(width);
+    const RowStatistics s{rows.mean[row], rows.rstd[row]};
+    const RowGradientMeans means = add_modulation_gradients(dy, r, s, scale, width, dshift, dscale);
 
     if (rows.gate == nullptr) {
 #pragma omp simd
-      for (int64_t c = 0; c < width; ++c) {
-        const float xhat = (load(r + c) - mean) * rstd;
-        store(dx + c, load(dr + c) + rstd * (load(dy + c) * (1.f + scale[c]) - mean_g - xhat * mean_gx));
-      }
+      for (int64_t c = 0; c < width; ++c)
+        store(dx + c, load(dr + c) + norm_gradient(dy + c, r + c, scale[c], s, means));
     } else {
       const T* h = rows.h + row * rows.h_stride;
       T* dh = rows.dh + row * width;
@@ -104,8 +76,7 @@ void backward(const GatedBackwardRows<T>& rows) {
       float* dgate = dscale + width;
 #pragma omp simd
       for (int64_t c = 0; c < width; ++c) {
-        const float xhat = (load(r + c) - mean) * rstd;
-        const float total = load(dr + c) + rstd * (load(dy + c) * (1.f + scale[c]) - mean_g - xhat * mean_gx);
+        const float total = load(dr + c) + norm_gradient(dy + c, r + c, scale[c], s, means);
         dgate[c] += total * load(h + c);
         store(dh + c, gate[c] * total);
         store(dx + c, total);

@@ -167,9 +167,7 @@ def _prepare(model: JavisDiT, joint: bool, freeze_branches: bool) -> list[tuple[
     """Freeze what the stage does not train and return the rest."""
     for name, parameter in model.named_parameters():
         unused = name == "embed.audio_text.null"  # tied to the video's null caption
-        later = any(
-            part in name for part in ("video_prior", "audio_prior", "bidirectional", "prior_time", "embed.prior")
-        )
+        later = any(part in name for part in LATER)
         parameter.requires_grad_(not unused and ((later or not freeze_branches) if joint else not later))
     return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
 

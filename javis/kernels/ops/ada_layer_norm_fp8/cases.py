@@ -34,17 +34,20 @@ class AdaLayerNormFp8Case(AdaLayerNormCase):
         return super().flops() + (3 if self.static else 4) * values  # scale and clamp; the maximum of the row
 
 
+# Of both norms with float8 output: shapes of the full-size model (2 s clips) and of the built-in one.
+SIZES: dict[str, dict[str, Any]] = {
+    "video-512x512-rows": {"frames": 15, "places": 1024},
+    "video-512x512-static": {"frames": 15, "places": 1024, "static": True},
+    "video-240p-masked-rows": {"frames": 15, "places": 405, "masked": True},
+    "demo-rows": {"batch": 2, "frames": 16, "places": 64, "width": 128},
+    "demo-masked-static": {"frames": 4, "places": 16, "width": 128, "masked": True, "static": True},
+}
+
+
 def cases() -> list[AdaLayerNormFp8Case]:
-    """Shapes of the full-size model (2 s clips) and of the built-in one."""
-    sizes: dict[str, dict[str, Any]] = {
-        "video-512x512-rows": {"frames": 15, "places": 1024},
-        "video-512x512-static": {"frames": 15, "places": 1024, "static": True},
-        "video-240p-masked-rows": {"frames": 15, "places": 405, "masked": True},
-        "demo-rows": {"batch": 2, "frames": 16, "places": 64, "width": 128},
-        "demo-masked-static": {"frames": 4, "places": 16, "width": 128, "masked": True, "static": True},
-    }
+    """``SIZES`` in float32 and bfloat16."""
     return [
         AdaLayerNormFp8Case(name=f"{name}-{str(dtype).removeprefix('torch.')}", dtype=dtype, **size)
-        for name, size in sizes.items()
+        for name, size in SIZES.items()
         for dtype in (torch.float32, torch.bfloat16)
     ]

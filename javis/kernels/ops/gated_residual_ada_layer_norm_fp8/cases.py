@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from javis.kernels.ops.ada_layer_norm_fp8.cases import SIZES
 from javis.kernels.ops.gated_residual_ada_layer_norm.cases import GatedResidualAdaLayerNormCase
 
 
@@ -34,16 +35,9 @@ class GatedResidualAdaLayerNormFp8Case(GatedResidualAdaLayerNormCase):
 
 
 def cases() -> list[GatedResidualAdaLayerNormFp8Case]:
-    """Shapes of the full-size model (2 s clips) and of the built-in one."""
-    sizes: dict[str, dict[str, Any]] = {
-        "video-512x512-rows": {"frames": 15, "places": 1024},
-        "video-512x512-static": {"frames": 15, "places": 1024, "static": True},
-        "video-240p-masked-rows": {"frames": 15, "places": 405, "masked": True},
-        "demo-rows": {"batch": 2, "frames": 16, "places": 64, "width": 128},
-        "demo-masked-static": {"frames": 4, "places": 16, "width": 128, "masked": True, "static": True},
-    }
+    """The sizes of ada_layer_norm_fp8 in float32 and bfloat16."""
     return [
         GatedResidualAdaLayerNormFp8Case(name=f"{name}-{str(dtype).removeprefix('torch.')}", dtype=dtype, **size)
-        for name, size in sizes.items()
+        for name, size in SIZES.items()
         for dtype in (torch.float32, torch.bfloat16)
     ]
