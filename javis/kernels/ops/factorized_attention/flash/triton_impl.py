@@ -36,6 +36,15 @@ BACKWARD = {"BLOCK_Q": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 2}
 
 
 @triton.jit
+def _program(length, heads, BLOCK: tl.constexpr):
+    """What this program works on, see grid(): head and sequence (pid), head, sequence, places, which of them exist."""
+    blocks = tl.cdiv(length, BLOCK)
+    pid = tl.program_id(0) // blocks
+    places = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+    return pid, pid % heads, pid // heads, places, places < length
+
+
+@triton.jit
 def _start(n, inner, stride_1, stride_2, head, stride_h):
     return (n // inner).to(tl.int64) * stride_1 + (n % inner).to(tl.int64) * stride_2 + head.to(tl.int64) * stride_h
 
@@ -52,10 +61,7 @@ def _forward_kernel(
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr, SIZE: tl.constexpr,
     ALIGN: tl.constexpr,
 ):  # fmt: skip
-    block, pid = tl.program_id(0), tl.program_id(1)
-    n, h = pid // heads, pid % heads
-    rows = block * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    ok = rows < length
+    pid, h, n, rows, ok = _program(length, heads, BLOCK_Q)
     q_start = _start(n, inner, q_stride_1, q_stride_2, h, q_stride_h)
     v_start = _start(n, inner, v_stride_1, v_stride_2, h, v_stride_h)
     q_head, q_tail = load_heads(q, _rows(q_start, rows, q_stride_l, ALIGN), ok, HEAD, TAIL, SIZE)
@@ -93,10 +99,7 @@ def _backward_q_kernel(
     ALIGN: tl.constexpr,
 ):  # fmt: skip
     """dq, and delta = sum(out * dout) of each row, which the other kernel needs as well."""
-    block, pid = tl.program_id(0), tl.program_id(1)
-    n, h = pid // heads, pid % heads
-    rows = block * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    ok = rows < length
+    pid, h, n, rows, ok = _program(length, heads, BLOCK_Q)
     q_start = _start(n, inner, q_stride_1, q_stride_2, h, q_stride_h)
     v_start = _start(n, inner, v_stride_1, v_stride_2, h, v_stride_h)
     q_head, q_tail = load_heads(q, _rows(q_start, rows, q_stride_l, ALIGN), ok, HEAD, TAIL, SIZE)
@@ -136,10 +139,7 @@ def _backward_kv_kernel(
     ALIGN: tl.constexpr,
 ):  # fmt: skip
     """dk (strides d) and dv (strides e). Scores are computed transposed: rows are keys."""
-    block, pid = tl.program_id(0), tl.program_id(1)
-    n, h = pid // heads, pid % heads
-    keys = block * BLOCK_K + tl.arange(0, BLOCK_K)
-    here = keys < length
+    pid, h, n, keys, here = _program(length, heads, BLOCK_K)
     q_start = _start(n, inner, q_stride_1, q_stride_2, h, q_stride_h)
     g_start = _start(n, inner, g_stride_1, g_stride_2, h, g_stride_h)
     v_at = _rows(_start(n, inner, v_stride_1, v_stride_2, h, v_stride_h), keys, v_stride_l, ALIGN)
@@ -172,6 +172,15 @@ def _backward_kv_kernel(
     store_heads(dv, e_to, here, dv_head, dv_tail, HEAD, TAIL, SIZE)
 
 
+def grid(length: int, block: int, sequences: int) -> tuple[int]:
+    """Programs of a launch: all blocks of one head of one sequence, then of the next.
+
+    One axis, because CUDA allows 65,535 programs on the second and third (2^31 - 1 on the first), and 16 heads of one
+    long clip's places are more. Blocks come first: they read the same keys.
+    """
+    return (triton.cdiv(length, block) * sequences,)
+
+
 def _prepared(
     q: Tensor, k: Tensor, weights: Tensor | None, cos: Tensor | None, sin: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor]:
@@ -199,8 +208,7 @@ def forward(
     if lse.numel() > 0:
         q, k = _prepared(q, k, weights, cos, sin, eps)
         head, tail = tile_widths(size)
-        grid = (triton.cdiv(length, FORWARD["BLOCK_Q"]), lse.shape[0])
-        _forward_kernel[grid](
+        _forward_kernel[grid(length, FORWARD["BLOCK_Q"], lse.shape[0])](
             q, k, v, out, lse, heads, length, inner, *q.stride()[:4], *v.stride()[:4], *out.stride()[:4], size**-0.5,
             HEAD=head, TAIL=tail, SIZE=size, ALIGN=alignment(q, k, v, out), **FORWARD,
         )  # fmt: skip
@@ -235,11 +243,11 @@ def backward(
     fixed = {"HEAD": head, "TAIL": tail, "SIZE": size, "ALIGN": align} | BACKWARD
     q_strides, v_strides, g_strides = y_q.stride()[:4], v.stride()[:4], dout.stride()[:4]
     d_strides, sizes = dy_q.stride()[:4], (heads, length, inner)
-    _backward_q_kernel[(triton.cdiv(length, BACKWARD["BLOCK_Q"]), lse.shape[0])](
+    _backward_q_kernel[grid(length, BACKWARD["BLOCK_Q"], lse.shape[0])](
         dout, y_q, y_k, v, out, lse, delta, dy_q, *sizes, *q_strides, *v_strides, *out.stride()[:4], *g_strides,
         *d_strides, size**-0.5, **fixed,
     )  # fmt: skip
-    _backward_kv_kernel[(triton.cdiv(length, BACKWARD["BLOCK_K"]), lse.shape[0])](
+    _backward_kv_kernel[grid(length, BACKWARD["BLOCK_K"], lse.shape[0])](
         dout, y_q, y_k, v, lse, delta, dy_k, dv, *sizes, *q_strides, *v_strides, *g_strides, *d_strides,
         *dv.stride()[:4], size**-0.5, **fixed,
     )  # fmt: skip
