@@ -39,7 +39,7 @@ from torch import Tensor
 import javis
 from javis.doctor import cpu_name
 from javis.errors import UsageError
-from javis.kernels import native
+from javis.kernels import choices, native
 from javis.kernels.backend import Backend, why_not_auto
 from javis.kernels.cases import OpCase
 from javis.kernels.registry import OPS, Op
@@ -142,14 +142,22 @@ def _run(config: BenchConfig, report: Callable[[Row], None]) -> list[Row]:
             variants = _variants(name, op, gate, config, device)
             errors = check(name, gate, variants, device)
             _compare_with_eager(name, case, variants, device)
-            about = {"op": name, "case": case.name, "dtype": str(case.dtype).removeprefix("torch.")}
+            about: Row = {"op": name, "case": case.name, "dtype": str(case.dtype).removeprefix("torch.")}
             about |= {"gate": "full" if gate == case else _difference(gate, case)}
             for mode in MODES if case.differentiable else MODES[:1]:
+                about["bucket"] = _bucket(op, case, mode, device)
                 for row in _measure(case, variants, mode, config.seconds, device):
                     error = errors.get(row["backend"], {}).get("forward" if mode == "forward" else "backward")
                     rows.append({**about, **row, "max_error": error, **where})
                     report(rows[-1])
     return rows
+
+
+def _bucket(op: Op, case: OpCase, mode: str, device: str) -> str | None:
+    """Which calls of ``auto`` this measurement speaks for."""
+    args, kwargs, _ = _inputs(case, 0, device)
+    with torch.set_grad_enabled(mode != "forward"):
+        return choices.bucket_of(op.function, op.checks, args, kwargs)
 
 
 def _difference(gate: OpCase, case: OpCase) -> str:
@@ -335,6 +343,7 @@ def environment(device: str = "cpu") -> Row:
     gpu = _gpu() if device == "cuda" else {"device": cpu_name()}
     return {
         **gpu,
+        "device_class": choices.device_class(device),
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 1),  # others at work on this machine make every figure worse
         "isa": native.cpu_isa(),

@@ -21,6 +21,7 @@ from javis.errors import UsageError
 from javis.kernels import native
 from javis.kernels.backend import Backend, Check
 from javis.kernels.cases import OpCase
+from javis.kernels.choices import device_class
 from javis.kernels.ops.ada_layer_norm.cases import AdaLayerNormCase
 from javis.kernels.registry import NAMES, OPS, Op
 from javis.timing import Timed, interleave, quantile
@@ -56,6 +57,9 @@ def test_rows(tmp_path: Path) -> None:
         assert row["threads"] == 1
         assert {"device", "torch", "javis", "commit", "dirty", "date", "isa"} <= row.keys()
         assert row["gate"] == "full" and row["timer"] == "clock"
+        kind = "inference" if row["mode"] == "forward" else "training"
+        assert row["bucket"] == f"{kind} float32[1,8,40] float32[1,40] float32[1,40] - - -"
+        assert row["device_class"] == device_class("cpu")
     # x and y are 6 x 40 float32 values, shift and scale 40; the copy moves as much, and each peak is its own.
     by = {(row["backend"], row["mode"]): row for row in rows}
     copy, matmul, eager = (by[name, "forward"] for name in ("copy", "matmul", "eager"))

@@ -1,6 +1,7 @@
 """Which implementation of an op runs: the fastest that can, or the one asked for, or an error that says why not.
 
-Every op owns an ordered table of checks, fastest backend first and the reference last. A check looks at the arguments
+Every op owns an ordered table of checks, fastest backend first and the reference last; where calls of that shape were
+measured on this class of device, the measured order (choices.py) goes before it. A check looks at the arguments
 of one call and returns ``None`` (can run) or the reason why it cannot.
 """
 
@@ -8,37 +9,20 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from enum import Enum
 
 import torch
 
 from javis.errors import UsageError
+from javis.kernels import choices
+from javis.kernels.backend_names import Backend
+
+__all__ = ["Backend", "Check", "select", "use_backend", "why_not", "why_not_auto"]
 
 logger = logging.getLogger(__name__)
 
 Check = Callable[..., "str | None"]
-
-
-class Backend(str, Enum):
-    """Implementations an op may have. Only ``AUTO`` falls through to another one."""
-
-    AUTO = "auto"
-    CUDA = "cuda"
-    TRITON = "triton"
-    CPU = "cpu"
-    FLASH_ATTN = "flash_attn"
-    SDPA = "sdpa"
-    REFERENCE = "reference"
-
-    @classmethod
-    def parse(cls, name: Backend | str) -> Backend:
-        """The backend called ``name``; raises UsageError with the list of names if there is none."""
-        for backend in cls:
-            if backend is name or backend.value == name:
-                return backend
-        raise UsageError(f"unknown backend {name!r}: expected one of {', '.join(b.value for b in cls)}")
 
 
 # A plain module attribute, not a ContextVar: torch.compile guards on it, so that compiled code follows use_backend.
@@ -88,12 +72,12 @@ def select(op: str, checks: Mapping[Backend, Check], *args: object, backend: Bac
 
     Args:
         op: name of the op, for messages.
-        checks: fastest first; the last one accepts every valid call.
+        checks: fastest first, as far as nothing was measured; the last one accepts every valid call.
         args: what the checks look at.
         backend: a name, or ``"auto"``: then ``use_backend`` or ``JAVIS_BACKEND`` decides, and after them the table.
 
     Raises:
-        UsageError: the named backend is unknown or cannot run this call.
+        UsageError: the named backend is unknown or cannot run this call, or the table of measured choices is unusable.
         ValueError: the tensors are on different devices.
     """
     wanted = Backend.parse(backend)
@@ -108,10 +92,11 @@ def select(op: str, checks: Mapping[Backend, Check], *args: object, backend: Bac
                 f"{op}: backend {wanted.value!r} cannot run this call: {reason}; use backend='auto' or one of {others}"
             )
         return wanted
-    for candidate in checks:
+    order = choices.order(op, checks, args)
+    for candidate in order:
         if why_not_auto(checks, candidate, *args) is None:
             if not torch.compiler.is_compiling():  # a logger call would break the graph
-                _explain_once(op, candidate, checks, args)
+                _explain_once(op, candidate, checks, order, args)
             return candidate
     raise AssertionError(f"{op}: the reference must accept every valid call")
 
@@ -129,12 +114,14 @@ def _one_device(op: str, args: tuple[object, ...]) -> None:
             first = arg if first is None else first
 
 
-def _explain_once(op: str, chosen: Backend, checks: Mapping[Backend, Check], args: tuple[object, ...]) -> None:
+def _explain_once(
+    op: str, chosen: Backend, checks: Mapping[Backend, Check], order: Sequence[Backend], args: tuple[object, ...]
+) -> None:
     if (op, chosen) in _explained:
         return
     _explained.add((op, chosen))
     skipped = []
-    for candidate in checks:
+    for candidate in order:
         if candidate is chosen:
             break
         skipped.append(f"{candidate.value} ({why_not_auto(checks, candidate, *args)})")
