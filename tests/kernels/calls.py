@@ -65,7 +65,7 @@ def run_on_isa(isa: str, code: str) -> None:
         env=os.environ | {"JAVIS_CPU_ISA": isa},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     if done.returncode == 77:

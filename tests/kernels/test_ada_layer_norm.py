@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,8 +15,8 @@ from javis.kernels import ada_layer_norm, native, use_backend
 from javis.kernels.ops.ada_layer_norm.cases import AdaLayerNormCase
 from javis.kernels.testing import assert_within_budget
 from javis.model.ops import ModelOps
+from tests.kernels.calls import run_on_isa
 
-ROOT = Path(__file__).resolve().parents[2]
 needs_native = pytest.mark.skipif(native.WHY_NOT is not None, reason=str(native.WHY_NOT))
 native_op = partial(ada_layer_norm, backend="cpu")
 reference = partial(ada_layer_norm, backend="reference")
@@ -86,27 +82,12 @@ def test_forward_and_gradients_are_within_budget(shape: dict[str, Any], dtype: t
 @pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
 def test_each_instruction_set_is_within_budget(isa: str) -> None:
     """Runs the copies of the loops that this machine would not choose, in a process of their own."""
-    if isa not in native.build_info().get("instruction_sets", "").split():
-        pytest.skip(f"not built for {isa}")
-    code = (
-        "import sys; from javis.kernels import native\n"
-        f"if native.cpu_isa() != {isa!r}: print('not here:', native.cpu_isa()); sys.exit(77)\n"
+    run_on_isa(
+        isa,
         "import tests.kernels.test_ada_layer_norm as t\n"
         "for dtype in t.DTYPES:\n"
-        "    for shape in t.SHAPES: t.test_forward_and_gradients_are_within_budget(shape, dtype)\n"
+        "    for shape in t.SHAPES: t.test_forward_and_gradients_are_within_budget(shape, dtype)\n",
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env=os.environ | {"JAVIS_CPU_ISA": isa},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    if done.returncode == 77:
-        pytest.skip(f"this processor has no {isa}: {done.stdout.strip()}")
-    assert done.returncode == 0, done.stderr[-2000:]
 
 
 @needs_native

@@ -16,7 +16,10 @@ from javis.kernels import ada_layer_norm, triton_support
 from javis.kernels.testing import assert_within_budget
 from tests.kernels.test_ada_layer_norm import case, reference, with_gradients
 
-pytestmark = pytest.mark.skipif(not triton_support.HAS_TRITON, reason="triton is not installed")
+pytestmark = [
+    pytest.mark.skipif(not triton_support.HAS_TRITON, reason="triton is not installed"),
+    pytest.mark.usefixtures("several_rows_per_program"),
+]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 triton_op = partial(ada_layer_norm, backend="triton")
 
@@ -25,15 +28,6 @@ SHAPES = [
     {"batch": 2, "frames": 1, "places": 6, "width": 33},
     {"batch": 2, "frames": 3, "places": 5, "width": 24, "masked": True},
 ]
-
-
-@pytest.fixture(autouse=True)
-def several_rows_per_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What large inputs do, on small ones: 4 rows per forward program, 2 per partial sum."""
-    from javis.kernels.ops.ada_layer_norm import triton_impl
-
-    monkeypatch.setattr(triton_impl, "forward_rows_per_program", lambda tokens: 4)
-    monkeypatch.setattr(triton_impl, "backward_rows_per_program", lambda tokens, places: 2)
 
 
 def inputs(dtype: torch.dtype = torch.float32, **shape: Any) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:

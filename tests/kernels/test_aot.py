@@ -121,6 +121,6 @@ def test_table_marks_what_is_red() -> None:
 def test_every_op_has_a_green_default(name: str, tmp_path: Path) -> None:
     """The first default configuration of each op; `make aot` goes over all of them."""
     if importlib.util.find_spec(f"javis.kernels.ops.{name}.triton_impl") is None:
-        pytest.skip("no Triton kernel")
+        pytest.skip(f"{name} has no Triton kernel")
     (result,) = compiled(tmp_path, f"next(spec for spec in aot.collect('{name}')['{name}'] if spec.default)")
     assert result["red"] is None

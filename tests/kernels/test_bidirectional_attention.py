@@ -8,12 +8,8 @@ Without a GPU the Triton kernels run in Triton's interpreter, at a tenth of a se
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,8 +22,8 @@ from javis.kernels.ops.bidirectional_attention.cases import BidirectionalAttenti
 from javis.kernels.testing import assert_within_budget
 from javis.kernels.triton_support import HAS_TRITON
 from javis.model.ops import ModelOps
+from tests.kernels.calls import run_on_isa
 
-ROOT = Path(__file__).resolve().parents[2]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 needs_native = pytest.mark.skipif(native.WHY_NOT is not None, reason=str(native.WHY_NOT))
 needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
@@ -122,29 +118,13 @@ def test_splits_of_video_on_triton(programs: int, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
 def test_each_instruction_set_is_within_budget(isa: str) -> None:
     """Runs the copies of the loops that this machine would not choose, in a process of their own."""
-    if isa not in native.build_info().get("instruction_sets", "").split():
-        pytest.skip(f"not built for {isa}")
-    code = (
-        "import sys; from javis.kernels import native\n"
-        f"if native.cpu_isa() != {isa!r}: print('not here:', native.cpu_isa()); sys.exit(77)\n"
+    run_on_isa(
+        isa,
         "import tests.kernels.test_bidirectional_attention as t\n"
         "for dtype in (t.torch.float32, t.torch.bfloat16):\n"
         "    for shape in t.SHAPES + t.LONGER: t.test_longer_streams_on_cpu(shape, dtype)\n"
-        "t.test_no_score_is_too_large('cpu')\n"
+        "t.test_no_score_is_too_large('cpu')\n",
     )
-    environment = os.environ | {"JAVIS_CPU_ISA": isa}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    if done.returncode == 77:
-        pytest.skip(f"this processor has no {isa}: {done.stdout.strip()}")
-    assert done.returncode == 0, done.stderr[-2000:]
 
 
 @fused

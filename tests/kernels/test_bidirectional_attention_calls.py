@@ -20,7 +20,6 @@ from javis.kernels.ops.bidirectional_attention import contract
 from javis.kernels.triton_support import HAS_TRITON
 from javis.model.ops import ModelOps
 from tests.kernels.test_bidirectional_attention import (
-    DEVICE,
     check_budget,
     every_dtype,
     fused,
@@ -72,35 +71,6 @@ def test_non_contiguous_inputs_give_the_same(backend: str) -> None:
     dense = torch.autograd.grad(run(*leaves, heads), leaves, [torch.ones(2, 9, 16), torch.ones(2, 5, 16)])
     for a, b in zip(got, dense, strict=True):
         torch.testing.assert_close(a, b)
-
-
-@needs_triton
-def test_nothing_is_written_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All that the launches allocate lies between sentinels, which must survive."""
-    from javis.kernels.ops.bidirectional_attention import launch
-
-    allocated: list[Tensor] = []
-    make = torch.empty
-
-    def guarded(shape: Any, *, dtype: torch.dtype | None = None, device: Any = None) -> Tensor:
-        if isinstance(shape, int):  # the interpreter's own
-            return make(shape, dtype=dtype, device=device)
-        whole = make(math.prod(shape) + 512, dtype=dtype, device=device).fill_(7)
-        allocated.append(whole)
-        return whole[256:-256].view(shape)
-
-    def guarded_like(self: Tensor, shape: Any, **_: Any) -> Tensor:
-        return guarded(shape, dtype=self.dtype, device=self.device)
-
-    q_video, q_audio, v_video, v_audio, heads = tensors(device=DEVICE, batch=1, video=35, audio=33, heads=1, size=20)
-    monkeypatch.setattr(torch, "empty", guarded)
-    monkeypatch.setattr(Tensor, "new_empty", guarded_like)
-    results = launch.forward(q_video, q_audio, v_video, v_audio, heads)
-    launch.backward(results[0], results[1], q_video, q_audio, v_video, v_audio, *results, heads)
-    monkeypatch.undo()
-    assert len(allocated) == 7 + 6
-    for whole in allocated:
-        assert (whole[:256] == 7).all() and (whole[-256:] == 7).all()
 
 
 @fused

@@ -24,6 +24,7 @@ tl = pytest.importorskip("triton.language")
 
 from javis.kernels.ops.ada_layer_norm import triton_impl as norm  # noqa: E402  (needs Triton)
 
+pytestmark = pytest.mark.usefixtures("several_rows_per_program")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CASES = {
     "ada_layer_norm_fp8": AdaLayerNormFp8Case,
@@ -35,11 +36,6 @@ SHAPES: list[dict[str, Any]] = [
     {"batch": 2, "frames": 3, "places": 3, "width": 24, "masked": True},
     {"batch": 2, "frames": 3, "places": 3, "width": 24, "masked": True, "static": True},
 ]
-
-
-@pytest.fixture(autouse=True)
-def several_rows_per_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(norm, "forward_rows_per_program", lambda tokens: 4)
 
 
 def inputs(name: str, dtype: torch.dtype = torch.float32, **shape: Any) -> tuple[tuple[Any, ...], dict[str, Tensor]]:
