@@ -1,9 +1,12 @@
 """Builds the compiled parts of javis with ninja; everything else about the package is in pyproject.toml.
 
-Two binaries, both optional:
+Three binaries, all optional:
 
 ``javis/lib/libjavis_cpu.so``
     the native ops, written against PyTorch's stable ABI: no Python in it, one build for every torch >= 2.11.
+``javis/lib/libjavis_cuda.so``
+    the CUDA ops, likewise. Only if ``JAVIS_CUDA_ARCHS`` names architectures, such as ``80;90a``: then nvcc is needed,
+    but neither a GPU nor a CUDA build of torch, and whatever is missing is an error.
 ``javis/_host.*.so``
     a small pybind11 module that reports what the former was built with.
 
@@ -37,7 +40,10 @@ CPU_SOURCES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc/cpu")
 ROW_SOURCES = [source for source in CPU_SOURCES if source.endswith("_rows.cpp")]
 LIBRARY_SOURCES = ["csrc/registration.cpp", *(source for source in CPU_SOURCES if source not in ROW_SOURCES)]
 HOST_SOURCES = ["csrc/host.cpp"]
-HEADERS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.h"))
+# Kernels are compiled by nvcc and know nothing of torch; their bindings and the schemas by the C++ compiler.
+CUDA_SOURCES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc/cuda").glob("*.cu"))
+CUDA_BINDINGS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc/cuda").glob("*.cpp"))
+HEADERS = sorted(str(path.relative_to(ROOT)) for pattern in ("*.h", "*.cuh") for path in (ROOT / "csrc").rglob(pattern))
 
 CXX_FLAGS = ["-O3", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 CXX_FLAGS += ["-fopenmp-simd", "-fno-math-errno"]  # lets sums be vectorised; brings no OpenMP library
@@ -45,6 +51,9 @@ INSTRUCTION_SETS = {"baseline": []}
 if platform.machine() in ("x86_64", "AMD64"):
     INSTRUCTION_SETS["avx2"] = ["-mavx2", "-mfma"]
     INSTRUCTION_SETS["avx512"] = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]
+
+
+NVCC_FLAGS = ["-O3", "-std=c++20", "-lineinfo", "-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall", "-Xptxas", "-v"]
 
 
 class Unavailable(Exception):
@@ -94,6 +103,37 @@ def find_torch() -> tuple[Path, str]:
     raise Unavailable("torch is not installed yet: install it first, then javis with --no-build-isolation")
 
 
+def find_nvcc() -> str:
+    """nvcc: ``NVCC``, or the one in CUDA_HOME or on the path."""
+    homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    wanted = os.environ.get("NVCC")
+    for name in [wanted] if wanted else [*(str(Path(home) / "bin/nvcc") for home in homes), "nvcc"]:
+        found = shutil.which(name)
+        if found:
+            return found
+    where = wanted or ", ".join([*(f"{home}/bin" for home in homes), "the path"])
+    raise Unavailable(f"no nvcc: looked for it in {where} (set NVCC or CUDA_HOME)")
+
+
+def cuda_architectures() -> list[str]:
+    """``JAVIS_CUDA_ARCHS``: compute capabilities without the dot, such as 80;90a. Empty: no CUDA ops."""
+    names = [name for name in re.split(r"[;, ]+", os.environ.get("JAVIS_CUDA_ARCHS", "")) if name]
+    for name in names:
+        if not re.fullmatch(r"\d{2,3}[af]?", name) or int(name.rstrip("af")) < 80:
+            raise SystemExit(f"JAVIS_CUDA_ARCHS={name!r}: expected 80 or later without a dot, such as 80;90a")
+    return sorted(set(names), key=lambda name: (int(name.rstrip("af")), name))
+
+
+def architecture_flags(names: list[str]) -> list[str]:
+    """Machine code for each architecture, and PTX of the first that any later chip can take."""
+    flags = []
+    portable = next((name for name in names if name.isdigit()), None)
+    for name in names:
+        code = f"[sm_{name},compute_{name}]" if name == portable else f"sm_{name}"
+        flags += ["-gencode", f"arch=compute_{name},code={code}"]
+    return flags
+
+
 def find_pybind11() -> str:
     try:
         import pybind11
@@ -120,13 +160,23 @@ class NinjaFile:
             "rule link\n  command = $cxx -shared $in -o $out $flags\n  description = link $out",
         ]
 
+    def use_nvcc(self, nvcc: str) -> None:
+        """Adds the rules for CUDA. What ptxas says of registers and spills is kept beside each object."""
+        self.lines += [
+            f"nvcc = {quote(nvcc)}",
+            "rule cuda\n  command = $nvcc -ccbin $cxx -MMD -MF $out.d $flags -c $in -o $out > $out.log 2>&1"
+            " || (cat $out.log; exit 1)\n  depfile = $out.d\n  deps = gcc\n  description = compile $in",
+            "rule link_cuda\n  command = $nvcc -ccbin $cxx -shared -cudart static $in -o $out $flags\n"
+            "  description = link $out",
+        ]
+
     @staticmethod
     def path(path: Path | str) -> str:
         return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
     def compile(self, source: str, flags: list[str], tag: str = "") -> str:
         target = self.folder / (source.replace("/", "_") + tag + ".o")
-        self.edge("compile", target, [ROOT / source], flags)
+        self.edge("cuda" if source.endswith(".cu") else "compile", target, [ROOT / source], flags)
         return str(target)
 
     def edge(self, rule: str, target: Path, inputs: list[Path], flags: list[str]) -> None:
@@ -151,16 +201,21 @@ class NinjaBuildExt(build_ext):
         if mode not in ("auto", "0", "1"):
             raise SystemExit(f"JAVIS_NATIVE={mode!r}: expected auto, 0 or 1")
         record: dict[str, object] = {"native": False, "host": False, "reason": None, "torch": None, "compiler": None}
+        record.update(cuda=[], nvcc=None)
         try:
             if mode == "0":
                 raise Unavailable("switched off by JAVIS_NATIVE=0")
             self.build_with_ninja(record)
         except Unavailable as error:
             record["reason"] = str(error)
-            for output in (self.library_path(), self.host_path()):
+            for output in (self.library_path(), self.host_path(), self.cuda_path()):
                 output.unlink(missing_ok=True)
             if mode == "1":
                 raise SystemExit(f"javis: JAVIS_NATIVE=1, but the native ops cannot be built: {error}") from error
+            if mode == "auto" and cuda_architectures():
+                raise SystemExit(
+                    f"javis: JAVIS_CUDA_ARCHS is set, but the CUDA ops cannot be built: {error}"
+                ) from error
             print(f"javis: installing without native ops: {error}", flush=True)
         self.record_path().parent.mkdir(parents=True, exist_ok=True)
         self.record_path().write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -190,13 +245,42 @@ class NinjaBuildExt(build_ext):
         ]
         host = [build.compile(source, host_flags) for source in HOST_SOURCES]
         build.edge("link", self.host_path(), [Path(name) for name in host], [])
+
+        architectures = cuda_architectures()
+        if architectures:
+            self.add_cuda(build, architectures, torch_dir, torch_flags, record)
+        else:
+            self.cuda_path().unlink(missing_ok=True)
         build.run(ninja)
-        record.update(native=True, host=True, torch=torch_version, compiler=compiler)
+        record.update(native=True, host=True, torch=torch_version, compiler=compiler, cuda=architectures)
+
+    def add_cuda(
+        self,
+        build: NinjaFile,
+        architectures: list[str],
+        torch_dir: Path,
+        torch_flags: list[str],
+        record: dict[str, object],
+    ) -> None:
+        nvcc = find_nvcc()
+        build.use_nvcc(nvcc)
+        flags = [*NVCC_FLAGS, *architecture_flags(architectures)]
+        objects = [build.compile(source, flags) for source in CUDA_SOURCES]
+        facts = [f'-DJAVIS_CUDA_ARCHS="{";".join(architectures)}"']
+        objects += [build.compile(source, [*CXX_FLAGS, *torch_flags, *facts]) for source in CUDA_BINDINGS]
+        # The CUDA runtime is linked in and its symbols hidden: torch's own copy, of any version, stays apart from it.
+        # Nothing of libcuda or libtorch_cuda is linked, so that the library loads where there is neither.
+        link = ["-L" + str(torch_dir / "lib"), "-ltorch_cpu", "-Xlinker", "--as-needed,--exclude-libs,ALL"]
+        build.edge("link_cuda", self.cuda_path(), [Path(name) for name in objects], link)
+        record["nvcc"] = nvcc
 
     # Where things go: under build_lib, and from there into the source tree for an editable install.
 
     def library_path(self) -> Path:
         return Path(self.build_lib).resolve() / "javis" / "lib" / "libjavis_cpu.so"
+
+    def cuda_path(self) -> Path:
+        return self.library_path().with_name("libjavis_cuda.so")
 
     def host_path(self) -> Path:
         return Path(self.build_lib).resolve() / "javis" / f"_host{sysconfig.get_config_var('EXT_SUFFIX')}"
@@ -205,7 +289,8 @@ class NinjaBuildExt(build_ext):
         return Path(self.build_lib).resolve() / "javis" / "_build.json"
 
     def existing_outputs(self) -> list[Path]:
-        return [path for path in (self.library_path(), self.host_path(), self.record_path()) if path.exists()]
+        outputs = (self.library_path(), self.cuda_path(), self.host_path(), self.record_path())
+        return [path for path in outputs if path.exists()]
 
     def inside_package(self, output: Path) -> Path:
         return output.relative_to(Path(self.build_lib).resolve())
@@ -214,7 +299,7 @@ class NinjaBuildExt(build_ext):
         return ROOT / self.inside_package(output)
 
     def copy_extensions_to_source(self) -> None:
-        for stale in (self.library_path(), self.host_path()):
+        for stale in (self.library_path(), self.cuda_path(), self.host_path()):
             self.source_twin(stale).unlink(missing_ok=True)
         for output in self.existing_outputs():
             twin = self.source_twin(output)
@@ -232,7 +317,7 @@ class NinjaBuildExt(build_ext):
         return {str(path): str(self.source_twin(path)) for path in self.existing_outputs()}
 
     def get_source_files(self) -> list[str]:
-        return LIBRARY_SOURCES + ROW_SOURCES + HOST_SOURCES + HEADERS
+        return LIBRARY_SOURCES + ROW_SOURCES + HOST_SOURCES + CUDA_SOURCES + CUDA_BINDINGS + HEADERS
 
 
 setup(

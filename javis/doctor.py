@@ -121,6 +121,9 @@ def _native() -> dict[str, Any]:
         "loaded": native.WHY_NOT is None,
         "why_not": native.WHY_NOT,
         "instruction_set": native.cpu_isa(),
+        "cuda_loaded": native.WHY_NOT_CUDA is None,
+        "cuda_why_not": native.WHY_NOT_CUDA,
+        "cuda_architectures": native.cuda_architectures(),
         "build": native.build_info(),
     }
 
@@ -180,8 +183,8 @@ def collect() -> dict[str, Any]:
 
     Keys: ``javis``, ``python``, ``platform`` and ``torch`` (strings), ``devices``, ``packages`` (core and optional:
     installed, version, note), ``programs`` (path or None), ``environment`` (variables that change what javis does),
-    ``native`` (loaded, why_not, instruction_set, build), ``ops`` (op, variant, device, dtype, backend, runs, auto,
-    reason).
+    ``native`` (loaded, why_not, instruction_set, the same for cuda, build), ``ops`` (op, variant, device, dtype,
+    backend, runs, auto, reason).
     """
     import torch
 
@@ -222,6 +225,10 @@ def render(facts: dict[str, Any], console: Console) -> None:
         console.print(f"native ops   loaded, {native['instruction_set']} kernels", highlight=False)
     else:
         console.print(f"native ops   missing: {native['why_not']}", highlight=False, markup=False)
+    if native["cuda_loaded"]:
+        console.print(f"CUDA ops     loaded, for sm_{', sm_'.join(native['cuda_architectures'])}", highlight=False)
+    else:
+        console.print(f"CUDA ops     missing: {native['cuda_why_not']}", highlight=False, markup=False)
     for name, value in facts["environment"].items():
         console.print(f"{name}={value} is set", highlight=False, markup=False)
 

@@ -1,7 +1,8 @@
 """Loads the native ops once and remembers why they are missing, if they are.
 
-``WHY_NOT`` is None when ``torch.ops.javis_native`` is there. Importing this module does the loading, so that the ops
-exist before torch.compile traces anything.
+``WHY_NOT`` is None when ``torch.ops.javis_native`` is there, the ops for CPUs; ``WHY_NOT_CUDA`` is None when
+``torch.ops.javis_cuda`` is there, which loads without a GPU as well. Importing this module does the loading, so that
+the ops exist before torch.compile traces anything.
 """
 
 from __future__ import annotations
@@ -32,7 +33,11 @@ OPS = (
     "bias_gelu_",
     "bias_gelu_backward",
 )
+CUDA_LIBRARY = LIBRARY.with_name("libjavis_cuda.so")
+# What csrc/cuda/registration.cpp defines.
+CUDA_OPS: tuple[str, ...] = ()
 HOW_TO_BUILD = "build them with `pip install --no-build-isolation --force-reinstall --no-deps .` in the source tree"
+HOW_TO_BUILD_CUDA = HOW_TO_BUILD.replace("`pip", "`JAVIS_CUDA_ARCHS='80;90a' pip")
 
 
 def build_record() -> dict[str, Any]:
@@ -59,7 +64,49 @@ def _load(path: Path) -> str | None:
     return None
 
 
+def _load_cuda(path: Path) -> str | None:
+    """Load the CUDA ops; the reason if that is impossible."""
+    if not path.is_file():
+        return f"the CUDA ops were not built; {HOW_TO_BUILD_CUDA}"
+    try:
+        torch.ops.load_library(str(path))
+    except OSError as error:
+        return f"{path.name} does not load: {error}; {HOW_TO_BUILD_CUDA}"
+    missing = [name for name in CUDA_OPS if not hasattr(torch.ops.javis_cuda, name)]
+    if missing:
+        return f"{path.name} is of an earlier version: it lacks {', '.join(missing)}; {HOW_TO_BUILD_CUDA}"
+    return None
+
+
 WHY_NOT: str | None = _load(LIBRARY)
+WHY_NOT_CUDA: str | None = _load_cuda(CUDA_LIBRARY)
+
+
+def why_not_cuda(*tensors: torch.Tensor | None, dtypes: tuple[torch.dtype, ...]) -> str | None:
+    """Why no CUDA kernel can take these tensors, or None. The first tensor's dtype must be one of ``dtypes``."""
+    first = tensors[0]
+    assert first is not None
+    for tensor in tensors:
+        if tensor is not None and tensor.device.type != "cuda":
+            return f"needs CUDA tensors, got one on {tensor.device}"
+    if WHY_NOT_CUDA is not None:
+        return WHY_NOT_CUDA
+    if first.dtype not in dtypes:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        return f"no {str(first.dtype).removeprefix('torch.')} kernel, only {names}"
+    if any(tensor is not None and tensor.dtype == torch.float64 for tensor in tensors):
+        return "an argument is float64, which the kernel would round to float32"
+    return None
+
+
+def cuda_architectures() -> list[str]:
+    """The architectures that the CUDA ops were compiled for, such as ["80", "90a"]; empty without CUDA ops."""
+    if WHY_NOT_CUDA is not None:
+        return []
+    function = ctypes.CDLL(str(CUDA_LIBRARY)).javis_cuda_architectures
+    function.restype = ctypes.c_char_p
+    names: bytes = function()
+    return names.decode().split(";")
 
 
 def cpu_isa() -> str | None:

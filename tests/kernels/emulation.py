@@ -1,0 +1,101 @@
+"""The CUDA kernels of csrc/cuda on a CPU: their sources compiled by g++ against the emulator, called through ctypes.
+
+What the emulator checks is written in csrc/cuda/emulator.h. With ``JAVIS_EMULATE_SANITIZE=1`` the kernels are compiled
+with the address and undefined-behaviour sanitizers, which also see every plain access; Python must then run with the
+sanitizer's library preloaded (tests/kernels/test_cuda_emulator.py does so in a process of its own).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import struct
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+CUDA = ROOT / "csrc/cuda"
+FLAGS = ["-x", "c++", "-DJAVIS_EMULATE", "-std=c++20", "-O1", "-g1", "-fPIC", "-shared", "-fvisibility=hidden"]
+FLAGS += ["-Wall", "-Wextra", "-Wno-unknown-pragmas"]
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
+needs_emulator = pytest.mark.skipif(
+    shutil.which("g++") is None or not CUDA.is_dir(), reason="needs g++ and the source tree to emulate CUDA kernels"
+)
+
+
+class Emulated:
+    """The entry points (JAVIS_ENTRY) of one .cu file."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self.library = library
+        self.keep: list[torch.Tensor] = []
+
+    def order(self, seed: int) -> None:
+        """In which order the threads of a block run: 0 as numbered, else shuffled."""
+        self.library.javis_emulator_order(ctypes.c_uint(seed))
+
+    def _word(self, value: Any) -> int:
+        if value is None:
+            return 0
+        if isinstance(value, torch.Tensor):
+            storage = value.untyped_storage()
+            buffer = ctypes.c_void_p(storage.data_ptr()), ctypes.c_size_t(storage.nbytes())
+            self.library.javis_emulator_buffer(*buffer)
+            return value.data_ptr()
+        if isinstance(value, float):
+            return int.from_bytes(struct.pack("<d", value), "little")
+        return int(value) & 0xFFFFFFFFFFFFFFFF
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        function = getattr(self.library, name)
+        function.restype = ctypes.c_char_p
+        try:
+            problem = function(*arguments, ctypes.c_void_p(None))
+        finally:
+            self.library.javis_emulator_forget_buffers()
+        if problem is not None:
+            raise RuntimeError(f"{name}: {problem.decode()}")
+
+    def __call__(self, name: str, *fields: Any) -> None:
+        """Call ``const char* name(const Arguments*, void* stream)``; raises RuntimeError with what it returns.
+
+        ``fields`` are those of the struct, in order: tensors and None for pointers, int for int64_t, float for double.
+        The struct has no other types, so that every field is one word. Accesses of 4 bytes and more by load16 and the
+        like are held to the storages of these tensors.
+        """
+        words = [self._word(field) for field in fields]
+        self._call(name, (ctypes.c_uint64 * len(words))(*words))
+
+    def plain(self, name: str, *arguments: Any) -> None:
+        """The same for a function whose arguments are pointers and int themselves."""
+        converted = [
+            ctypes.c_int(value) if isinstance(value, int) else ctypes.c_void_p(self._word(value)) for value in arguments
+        ]
+        self._call(name, *converted)
+
+
+@functools.cache
+def emulate(source: Path) -> Emulated:
+    """Compile one .cu file for the emulator, or take the result of an earlier run, and load it."""
+    sanitize = os.environ.get("JAVIS_EMULATE_SANITIZE") == "1"
+    flags = FLAGS + (SANITIZERS if sanitize else [])
+    digest = hashlib.sha256(" ".join(flags).encode() + source.read_bytes())
+    for header in sorted([*CUDA.glob("*.h"), *CUDA.glob("*.cuh")]):
+        digest.update(header.read_bytes())
+    library = ROOT / "build/emulated" / f"{source.stem}-{digest.hexdigest()[:16]}.so"
+    if not library.exists():
+        library.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = library.with_suffix(f".{os.getpid()}")
+        done = subprocess.run(
+            ["g++", *flags, str(source), "-o", str(unfinished)], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        unfinished.replace(library)  # several test processes may do this at once
+    return Emulated(ctypes.CDLL(str(library)))
