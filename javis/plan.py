@@ -47,6 +47,8 @@ class PlanArgs:
     """Classifier-free guidance, which doubles the work."""
     sustained_tflops: float = 500.0
     """TFLOP/s that the machine keeps up; gives the time for the denoising."""
+    copy_gbps: float = 3000.0
+    """GB/s, read and written, that the machine copies with; with the former it gives the roofline of the denoising."""
     json: bool = False
     """Print the same as JSON."""
 
@@ -69,16 +71,22 @@ class Grid:
         return self.audio_frames * self.audio_places
 
 
+def official_latents(frames: int, height: int, width: int, fps: float) -> tuple[tuple[int, int, int], tuple[int, int]]:
+    """Sizes of the latents of the official VAEs: (T, H, W) of the video, (Ta, M) of the audio."""
+    from javis.data.sizes import audio_latent_shape
+
+    chunks, rest = divmod(frames, VAE_CHUNK)
+    video = (chunks * VAE_CHUNK_LATENTS + math.ceil(rest / VAE_TIME), height // VAE_SPACE, width // VAE_SPACE)
+    time, mel = audio_latent_shape(frames / fps)[2:]
+    return video, (time, mel)
+
+
 def official_grid(config: JavisDiTConfig, frames: int, height: int, width: int, fps: float) -> Grid:
     """Tokens of ``frames`` frames of ``height`` x ``width`` pixels with the official VAEs.
 
     51 frames of 720x1280 at 24 fps are 15 latents of 90x160, hence 15 x 3600 video tokens, and 14 x 16 audio tokens.
     """
-    from javis.data.sizes import audio_latent_shape
-
-    chunks, rest = divmod(frames, VAE_CHUNK)
-    video = (chunks * VAE_CHUNK_LATENTS + math.ceil(rest / VAE_TIME), height // VAE_SPACE, width // VAE_SPACE)
-    return token_grid(config, video, audio_latent_shape(frames / fps)[2:])
+    return token_grid(config, *official_latents(frames, height, width, fps))
 
 
 def token_grid(config: JavisDiTConfig, video: tuple[int, int, int], audio: tuple[int, int]) -> Grid:
@@ -88,59 +96,19 @@ def token_grid(config: JavisDiTConfig, video: tuple[int, int, int], audio: tuple
     return Grid(t, h * w, ta, m)
 
 
-def _prior_axes(config: JavisDiTConfig) -> list[tuple[int, bool]]:
-    """Of the spatial and the temporal prior step: tokens, and whether sampling folds the projections into them."""
-    c, heads = config.hidden_size, config.num_heads
-    if not config.use_prior or config.prior_mode != "cross_attn":
-        return []
-    return [(m, heads * m < c + m) for m in (config.spatial_prior_len, config.temporal_prior_len)]
-
-
 def step_flops(
     config: JavisDiTConfig, grid: Grid, *, batch: int = 1, text: int | None = None, folded: bool = True
 ) -> dict[str, int]:
-    """FLOPs of one ``denoise`` of ``batch`` samples (two for a clip with guidance), by kind.
+    """FLOPs of the matrix products of one ``denoise`` of ``batch`` samples (two for a clip with guidance), by kind.
 
-    ``text``: caption tokens, the longest caption by default. ``folded``: priors are folded where sampling does so;
-    False is what training computes. The bidirectional attention has three products: the scores, and one with the values
-    of each direction.
+    The sum of `javis.work.step_work`. ``text``: caption tokens, the longest caption by default. ``folded``: priors are
+    folded where sampling does so; False is what training computes.
     """
-    c, n = config.hidden_size, grid.video + grid.audio
-    text = config.caption_length if text is None else text
-    block = 3 * c * c + c * c + 2 * c * c + 2 * c * config.mlp_size  # qkv, proj; caption q, proj; MLP
-    per_token = 2 * block
-    prior = 0
-    if config.use_prior:
-        per_token += 2 * c * config.mlp_size
-    for m, worth_it in _prior_axes(config):
-        if worth_it and folded:
-            prior += 2 * c * config.num_heads * m * n
-        else:
-            per_token += 2 * c * c  # q and proj
-            prior += 2 * c * m * n
-    bidirectional = 0
-    if config.use_bidirectional:
-        per_token += 3 * c * config.bidirectional_size
-        bidirectional = 3 * grid.video * grid.audio * config.bidirectional_size
-    ends = sum(
-        tokens * c * math.prod(patch) * (channels_in + channels_out)
-        for tokens, patch, channels_in, channels_out in (
-            (grid.video, config.video_patch, config.video_channels, config.video_out_channels),
-            (grid.audio, config.audio_patch, config.audio_channels, config.audio_out_channels),
-        )
-    )
-    time = 256 * c + c * c + 6 * c * c + (9 * c * c if config.use_prior else 0)
-    spatial = 2 * c * (grid.video * grid.video_places + grid.audio * grid.audio_places)
-    temporal = 2 * c * (grid.video * grid.video_frames + grid.audio * grid.audio_frames)
-    macs = {
-        "linear": config.depth * per_token * n + ends + time,
-        "spatial_attention": config.depth * spatial,
-        "temporal_attention": config.depth * temporal,
-        "text_attention": config.depth * 2 * 2 * c * text * n,
-        "prior_attention": config.depth * prior,
-        "bidirectional_attention": config.depth * bidirectional,
-    }
-    return {name: 2 * batch * value for name, value in macs.items()}
+    from javis.work import step_work
+
+    kinds = ("linear", *(f"{name}_attention" for name in ("spatial", "temporal", "text", "prior", "bidirectional")))
+    work = step_work(config, grid, batch=batch, text=text, folded=folded)
+    return {kind: sum(w.flops for w in work if w.kind == kind) for kind in kinds}
 
 
 def condition_flops(config: JavisDiTConfig, grid: Grid, *, batch: int = 1, text: int | None = None) -> int:
@@ -148,6 +116,8 @@ def condition_flops(config: JavisDiTConfig, grid: Grid, *, batch: int = 1, text:
 
     Where priors are added or modulate, they are stretched to the places and frames of each stream first.
     """
+    from javis.work import prior_axes
+
     c, text = config.hidden_size, config.caption_length if text is None else text
     macs = 2 * text * (config.caption_channels * c + c * c) + config.depth * 4 * text * 2 * c * c
     macs += 256 * c + c * c  # frames per second
@@ -156,7 +126,7 @@ def condition_flops(config: JavisDiTConfig, grid: Grid, *, batch: int = 1, text:
         macs += tokens * (config.prior_channels * c + c * c)
         if config.prior_mode == "cross_attn":
             macs += config.depth * 2 * tokens * 2 * c * c
-            folded = sum(m for m, is_folded in _prior_axes(config) if is_folded)
+            folded = sum(m for m, is_folded in prior_axes(config) if is_folded)
             macs += config.depth * 2 * folded * (2 * c * c + c)  # query and output projection, and the query's bias
         else:
             stretched = grid.video_frames + grid.video_places + grid.audio_frames + grid.audio_places
@@ -172,13 +142,15 @@ def official_extra_flops(config: JavisDiTConfig, grid: Grid, *, batch: int = 2) 
     """
     if not config.use_prior or config.prior_mode != "cross_attn":
         return 0
+    from javis.work import prior_axes
+
     c, macs = config.hidden_size, 0
     for frames, places in ((grid.video_frames, grid.video_places), (grid.audio_frames, grid.audio_places)):
         keys = batch * (frames * config.spatial_prior_len + places * config.temporal_prior_len)
         unique = config.spatial_prior_len + config.temporal_prior_len
         queries = batch * frames * places
         macs += 2 * c * queries * (keys - unique) + 2 * c * c * keys
-        for m, folded in _prior_axes(config):
+        for m, folded in prior_axes(config):
             macs += queries * (2 * c * c + 2 * c * m - 2 * c * config.num_heads * m) if folded else 0
     return 2 * config.depth * (macs + 4 * batch * config.caption_length * 2 * c * c)
 
@@ -190,8 +162,10 @@ def memory_bytes(
 
     The activations are those of the video MLP: residual stream, normed input and the hidden layer.
     """
+    from javis.work import prior_axes
+
     c, tokens = config.hidden_size, 4 * config.caption_length
-    for m, folded in _prior_axes(config):
+    for m, folded in prior_axes(config):
         tokens += 2 * m * (config.num_heads if folded else 1)
     return {
         "weights": parameters * bytes_per_value,
@@ -234,12 +208,15 @@ def plan(args: PlanArgs) -> dict[str, Any]:
     Raises:
         UsageError: unusable sizes, or a checkpoint that is not there.
     """
+    from javis.work import floor_seconds, step_work, total
+
     if not 1 <= args.steps <= 1000:
         raise UsageError(f"steps must be a whole number from 1 to 1000, got {args.steps}")
     for name, value, high in (
         ("seconds", args.seconds, 3600),
         ("fps", args.fps, 240),
         ("tflops", args.sustained_tflops, 1e9),
+        ("copy_gbps", args.copy_gbps, 1e9),
     ):
         if not 0 < value <= high:  # refuses NaN, too
             raise UsageError(f"{name} must be above 0 and at most {high:g}, got {value}")
@@ -247,7 +224,9 @@ def plan(args: PlanArgs) -> dict[str, Any]:
     batch = 2 if args.guidance else 1
     flops = step_flops(config, grid, batch=batch)
     step, once = sum(flops.values()), condition_flops(config, grid, batch=batch)
-    total = once + args.steps * step
+    clip_flops = once + args.steps * step
+    work = step_work(config, grid, batch=batch)
+    floor = args.steps * floor_seconds(work, args.sustained_tflops * 1e12, args.copy_gbps * 1e9)
     parameters = count_parameters(config)
     memory = memory_bytes(config, grid, parameters, batch=batch)
     return {
@@ -260,10 +239,13 @@ def plan(args: PlanArgs) -> dict[str, Any]:
         "tflop_per_step": {name: value / 1e12 for name, value in flops.items()} | {"total": step / 1e12},
         "official_tflop_per_step": (step + official_extra_flops(config, grid, batch=batch)) / 1e12,
         "condition_tflop": once / 1e12,
-        "clip_tflop": total / 1e12,
+        "gb_per_step_bf16": total(work)[1] / 1e9,
+        "clip_tflop": clip_flops / 1e12,
         "memory_gb_bf16": {name: value / 1e9 for name, value in memory.items()} | {"total": sum(memory.values()) / 1e9},
         "sustained_tflops": args.sustained_tflops,
-        "denoise_seconds": total / 1e12 / args.sustained_tflops,
+        "denoise_seconds": clip_flops / 1e12 / args.sustained_tflops,
+        "copy_gbps": args.copy_gbps,
+        "roofline_seconds": floor,
     }
 
 
@@ -333,7 +315,9 @@ def main(args: PlanArgs) -> None:
         f"per clip   {facts['clip_tflop']:.4g} TFLOP in {facts['steps']} steps",
         f"memory     {memory['total']:.3g} GB in bf16: weights {memory['weights']:.3g}, conditioning "
         f"{memory['conditioning']:.3g}, activations {memory['activations']:.3g} (rough)",
-        f"time       {facts['denoise_seconds']:.3g} s at {facts['sustained_tflops']:g} TFLOP/s sustained",
+        f"moved      {facts['gb_per_step_bf16']:.4g} GB per step in bf16, if every call reads and writes once",
+        f"time       {facts['denoise_seconds']:.3g} s at {facts['sustained_tflops']:g} TFLOP/s sustained; the steps "
+        f"{facts['roofline_seconds']:.3g} s where a call is held to {facts['copy_gbps']:g} GB/s as well",
     ]
     for line in lines:
         output().print(line)
