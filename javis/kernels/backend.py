@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import torch
 
 from javis.errors import UsageError
-from javis.kernels import choices
+from javis.kernels import choices, onednn
 from javis.kernels.backend_names import Backend
 
 __all__ = ["Backend", "Check", "select", "use_backend", "why_not", "why_not_auto"]
@@ -56,14 +56,17 @@ def why_not(checks: Mapping[Backend, Check], backend: Backend, *args: object) ->
 def why_not_auto(checks: Mapping[Backend, Check], backend: Backend, *args: object) -> str | None:
     """Why ``auto`` would pass ``backend`` by for this call, or None.
 
-    That it cannot run, or that it is a Triton kernel and the first tensor is on a CPU: there it could run only in
-    Triton's interpreter, which is there to prove a kernel and thousands of times too slow to use.
+    That it cannot run; or that it is a Triton kernel and the first tensor is on a CPU: there it could run only in
+    Triton's interpreter, which is there to prove a kernel and thousands of times too slow to use; or that it is a
+    product on oneDNN that PyTorch computes as fast by itself on this processor.
     """
     reason = why_not(checks, backend, *args)
-    if reason is None and backend is Backend.TRITON:
+    if reason is None and backend in (Backend.TRITON, Backend.ONEDNN):
         first = next((arg for arg in args if isinstance(arg, torch.Tensor)), None)
         if first is not None and first.device.type == "cpu":
-            return "on a CPU only in Triton's interpreter, which auto never takes"
+            if backend is Backend.TRITON:
+                return "on a CPU only in Triton's interpreter, which auto never takes"
+            return onednn.why_not_auto(first)
     return reason
 
 

@@ -16,6 +16,7 @@ class Backend(str, Enum):
     CPU = "cpu"
     FLASH_ATTN = "flash_attn"
     SDPA = "sdpa"
+    ONEDNN = "onednn"
     REFERENCE = "reference"
 
     @classmethod

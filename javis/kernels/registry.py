@@ -25,6 +25,7 @@ NAMES = (
     "folded_prior_injection",
     "gelu_linear",
     "text_cross_attention",
+    "linear",
 )  # fmt: skip
 
 
@@ -56,6 +57,7 @@ MODEL_OPS = (
     "folded_prior_injection",
     "bidirectional_attention",
     "gelu_linear",
+    "linear",
 )
 
 

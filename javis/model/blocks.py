@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from javis.model.config import JavisDiTConfig, PriorMode, PriorScope
-from javis.model.embed import Mlp
+from javis.model.embed import Linear, Mlp
 from javis.model.ops import FoldedPrior, ModelOps, Rope, apply_rope, fold_prior
 
 
@@ -86,8 +86,8 @@ class SelfAttention(nn.Module):
     def __init__(self, config: JavisDiTConfig, ops: ModelOps, axis: str) -> None:
         super().__init__()
         self.ops, self.axis, self.heads = ops, axis, config.num_heads
-        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
-        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.qkv = Linear(config.hidden_size, 3 * config.hidden_size, ops)
+        self.proj = Linear(config.hidden_size, config.hidden_size, ops)
         self.q_norm = RMSNormWeight(config.head_size) if config.qk_norm else None
         self.k_norm = RMSNormWeight(config.head_size) if config.qk_norm else None
 
@@ -106,12 +106,12 @@ class SelfAttention(nn.Module):
 class CrossAttention(nn.Module):
     """Queries from the stream, keys and values from condition tokens; no q/k norm."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, ops: ModelOps) -> None:
         super().__init__()
         self.heads = heads
-        self.q = nn.Linear(width, width)
+        self.q = Linear(width, width, ops)
         self.kv = nn.Linear(width, 2 * width)
-        self.proj = nn.Linear(width, width)
+        self.proj = Linear(width, width, ops)
 
     def key_value(self, tokens: Tensor) -> KeyValue:
         """[B, M, C] -> keys and values [B, H, M, D]."""
@@ -129,8 +129,8 @@ class TransformerBlock(nn.Module):
         c, self.ops = config, ops
         self.modulation = nn.Parameter(torch.randn(6, c.hidden_size) / c.hidden_size**0.5)
         self.attn = SelfAttention(c, ops, axis)
-        self.text = CrossAttention(c.hidden_size, c.num_heads)
-        self.mlp = Mlp(c.hidden_size, c.mlp_size, c.hidden_size)
+        self.text = CrossAttention(c.hidden_size, c.num_heads, ops)
+        self.mlp = Mlp(c.hidden_size, c.mlp_size, c.hidden_size, ops)
 
     def forward(self, x: Tensor, step: StepState, text: KeyValue, text_mask: Tensor | None) -> Tensor:
         ops, mask = self.ops, step.frame_mask
@@ -157,7 +157,7 @@ class PriorAttention(nn.Module):
         self.ops, self.mode = ops, config.prior_mode
         c = config.hidden_size
         if self.mode == "cross_attn":
-            self.attn = CrossAttention(c, config.num_heads)
+            self.attn = CrossAttention(c, config.num_heads, ops)
         else:
             self.proj = nn.Linear(c, 2 * c if self.mode == "modulate" else c)
 
@@ -203,7 +203,7 @@ class PriorBlock(nn.Module):
         self.modulation = nn.Parameter(torch.randn(9, c.hidden_size) / c.hidden_size**0.5)
         self.spatial = PriorAttention(c, ops)
         self.temporal = PriorAttention(c, ops)
-        self.mlp = Mlp(c.hidden_size, c.mlp_size, c.hidden_size)
+        self.mlp = Mlp(c.hidden_size, c.mlp_size, c.hidden_size, ops)
 
     def forward(self, x: Tensor, step: StepState, spatial: PriorCondition, temporal: PriorCondition) -> Tensor:
         ops, mask = self.ops, step.frame_mask
@@ -241,9 +241,9 @@ class BidirectionalBlock(nn.Module):
         c, inner = config.hidden_size, config.bidirectional_size
         self.video_scale = nn.Parameter(torch.full((c,), 1e-4))
         self.audio_scale = nn.Parameter(torch.full((c,), 1e-4))
-        self.video_q, self.audio_q = nn.Linear(c, inner), nn.Linear(c, inner)
-        self.video_v, self.audio_v = nn.Linear(c, inner), nn.Linear(c, inner)
-        self.video_out, self.audio_out = nn.Linear(inner, c), nn.Linear(inner, c)
+        self.video_q, self.audio_q = Linear(c, inner, ops), Linear(c, inner, ops)
+        self.video_v, self.audio_v = Linear(c, inner, ops), Linear(c, inner, ops)
+        self.video_out, self.audio_out = Linear(inner, c, ops), Linear(inner, c, ops)
 
     def align_in_time(self) -> None:
         """Start where the streams attend to the same moment.

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from javis.model.config import JavisDiTConfig
-from javis.model.ops import Rope
+from javis.model.ops import ModelOps, Rope
 
 
 def sinusoid(positions: Tensor, size: int, *, max_period: float = 10000.0, cos_first: bool = False) -> Tensor:
@@ -112,13 +112,24 @@ def unpatchify(tokens: Tensor, grid: tuple[int, ...], patch: tuple[int, ...], si
     return x[crop]
 
 
+class Linear(nn.Linear):
+    """``nn.Linear`` whose product is ``ops.linear``: for the layers that see every token, [B, N, C]."""
+
+    def __init__(self, size_in: int, size_out: int, ops: ModelOps) -> None:
+        super().__init__(size_in, size_out)
+        self.ops = ops
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.ops.linear(x, self.weight, self.bias)
+
+
 class Mlp(nn.Module):
     """fc1, tanh-GELU, fc2; the GELU is part of ``ops.gelu_linear`` where blocks use it."""
 
-    def __init__(self, size_in: int, hidden: int, size_out: int) -> None:
+    def __init__(self, size_in: int, hidden: int, size_out: int, ops: ModelOps | None = None) -> None:
         super().__init__()
         self.fc1 = nn.Linear(size_in, hidden)
-        self.fc2 = nn.Linear(hidden, size_out)
+        self.fc2 = nn.Linear(hidden, size_out) if ops is None else Linear(hidden, size_out, ops)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))

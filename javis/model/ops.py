@@ -205,6 +205,11 @@ def gelu_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.gelu(F.linear(x, weight, bias), approximate="tanh")
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``x @ weight.T + bias``; see ``javis.model.embed.Linear``."""
+    return F.linear(x, weight, bias)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelOps:
     """The operations a JavisDiT is built on. Replace a field to run the model on other kernels."""
@@ -218,6 +223,7 @@ class ModelOps:
     folded_prior_injection: Callable[..., Tensor] = folded_prior_injection
     bidirectional_attention: Callable[..., tuple[Tensor, Tensor]] = bidirectional_attention
     gelu_linear: Callable[..., Tensor] = gelu_linear
+    linear: Callable[..., Tensor] = linear
 
     @classmethod
     def fused(cls) -> ModelOps:

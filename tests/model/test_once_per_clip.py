@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from javis.model.blocks import CrossAttention, FoldedPrior, KeyValue
-from javis.model.ops import cross_attention, fold_prior, folded_prior_injection
+from javis.model.ops import ModelOps, cross_attention, fold_prior, folded_prior_injection
 from tests.model.small import make_inputs, pick, small_model
 
 
 def test_folded_equals_unfolded_in_float64() -> None:
     torch.manual_seed(0)
-    attention = CrossAttention(24, 3).double().requires_grad_(False)
+    attention = CrossAttention(24, 3, ModelOps()).double().requires_grad_(False)
     for linear in (attention.q, attention.kv, attention.proj):
         torch.nn.init.normal_(linear.weight)
         torch.nn.init.normal_(linear.bias)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from javis.kernels import native
+from javis.kernels import native, onednn
 from javis.kernels.triton_support import why_not_triton
 
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
@@ -46,9 +46,9 @@ def why_not_cpu(y: Tensor, scores_weight: Tensor, scores_bias: Tensor, value: Te
 
 def folded_native(y: Tensor, scores_weight: Tensor, scores_bias: Tensor, value: Tensor, heads: int) -> Tensor:
     """Two products of the library and the native softmax between them, in place."""
-    scores = torch.bmm(y, scores_weight)
+    scores = onednn.bmm(y, scores_weight)
     torch.ops.javis_native.group_softmax_.default(scores, scores_bias.float().contiguous(), heads)
-    return torch.bmm(scores, value)
+    return onednn.bmm(scores, value)
 
 
 if native.WHY_NOT is None:

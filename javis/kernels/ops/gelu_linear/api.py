@@ -15,7 +15,7 @@ from torch import Tensor
 from javis.kernels.backend import Backend, Check, select
 from javis.kernels.ops.gelu_linear import contract
 from javis.kernels.ops.gelu_linear.reference import gelu_linear_ref
-from javis.kernels.ops.prior_injection.contract import autocasting
+from javis.kernels.ops.linear.api import validate
 
 CHECKS: dict[Backend, Check] = {
     Backend.CPU: contract.why_not_cpu,
@@ -39,19 +39,7 @@ def gelu_linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, backend: Back
         ValueError: shapes or dtypes that do not fit together.
         UsageError: the named backend cannot run this call; the message says why.
     """
-    _validate(x, weight, bias)
+    validate(x, weight, bias)
     if select("gelu_linear", CHECKS, x, weight, bias, backend=backend) is Backend.CPU:
         return contract.gelu_linear_native(x, weight, bias)
     return gelu_linear_ref(x, weight, bias)
-
-
-def _validate(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    if x.ndim != 3 or not x.dtype.is_floating_point:
-        raise ValueError(f"x must be a floating-point [B, N, C], got {x.dtype} {tuple(x.shape)}")
-    if weight.ndim != 2 or weight.shape[1] != x.shape[-1]:
-        raise ValueError(f"weight must be [F, {x.shape[-1]}], got {tuple(weight.shape)}")
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"bias must be [{weight.shape[0]}], got {tuple(bias.shape)}")
-    for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is not None and tensor.dtype != x.dtype and not autocasting(x):
-            raise ValueError(f"{name} must have the dtype of x, {x.dtype}, got {tensor.dtype}")

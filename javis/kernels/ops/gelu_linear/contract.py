@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from javis.kernels import native
+from javis.kernels import native, onednn
 
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 
@@ -28,12 +28,12 @@ def why_not_cpu(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
 
 
 def gelu_linear_native(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The product of the library and the native pass, on arguments that ``why_not_cpu`` has accepted."""
+    """A library's product and the native pass, on arguments that ``why_not_cpu`` has accepted."""
     wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))
     if wanted:
         y: Tensor = GeluLinear.apply(x, weight, bias)
         return y
-    z = torch.mm(x.flatten(0, -2), weight.t())
+    z = onednn.mm(x.flatten(0, -2), weight.t())
     torch.ops.javis_native.bias_gelu_.default(z, _floats(bias))
     return z.unflatten(0, x.shape[:-1])
 
@@ -48,7 +48,7 @@ class GeluLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         rows = x.flatten(0, -2)
-        z = torch.mm(rows, weight.t())
+        z = onednn.mm(rows, weight.t())
         ctx.save_for_backward(x, weight, bias, z)
         y = torch.ops.javis_native.bias_gelu.default(z, _floats(bias))
         return y.unflatten(0, x.shape[:-1])  # type: ignore[no-any-return]
@@ -59,8 +59,8 @@ class GeluLinear(torch.autograd.Function):
         x, weight, bias, z = ctx.saved_tensors
         dz = torch.ops.javis_native.bias_gelu_backward.default(dy.flatten(0, -2), z, _floats(bias))
         need_x, need_weight, need_bias = ctx.needs_input_grad
-        dx = torch.mm(dz, weight).unflatten(0, x.shape[:-1]) if need_x else None
-        dweight = torch.mm(dz.t(), x.flatten(0, -2)) if need_weight else None
+        dx = onednn.mm(dz, weight).unflatten(0, x.shape[:-1]) if need_x else None
+        dweight = onednn.mm_of_transposed(dz, x.flatten(0, -2)) if need_weight else None
         return dx, dweight, dz.sum(0) if need_bias else None
 
 

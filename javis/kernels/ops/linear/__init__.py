@@ -1,0 +1,1 @@
+"""Linear layer. Read api.py first."""
