@@ -1,7 +1,7 @@
 """FLOPs and bytes of a denoising step, call by call: the one count that ``javis plan`` and the benchmarks share.
 
 A step is listed as the calls that the model makes. What an op costs is what its case says (``ops/<op>/cases.py``, the
-same that the microbenchmarks state speeds by); linear layers and residuals, which are no op of ours, are counted here.
+same that the microbenchmarks state speeds by); residuals, which are no op of ours, are counted here.
 Counts are of the algorithm: each input read once, each output written once, weights included.
 """
 
@@ -21,6 +21,7 @@ from javis.kernels.ops.factorized_attention.cases import FactorizedAttentionCase
 from javis.kernels.ops.folded_prior_injection.cases import FoldedPriorCase
 from javis.kernels.ops.gated_residual_ada_layer_norm.cases import GatedResidualAdaLayerNormCase
 from javis.kernels.ops.gelu_linear.cases import GeluLinearCase
+from javis.kernels.ops.linear.cases import LinearCase
 from javis.kernels.ops.prior_injection.cases import CrossAttentionCase
 from javis.kernels.ops.text_cross_attention.cases import TextCrossAttentionCase
 from javis.model.config import JavisDiTConfig
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 class Work:
     """Equal calls of one operation in a step; FLOPs and bytes are those of all of them."""
 
-    op: str  # of the registry, or "linear", "residual"
+    op: str  # of the registry, or "residual", "layer_norm", or "embedding": a linear layer outside of the layers
     kind: str  # as `step_flops` sums: linear, spatial_attention, ..., or elementwise (no matrix product)
     stage: str  # video, audio, joint: whose tokens
     calls: int
@@ -68,16 +69,10 @@ class _Counter:
         )
 
     def linear(self, stage: str, rows: int, size_in: int, size_out: int, calls: int | None = None) -> Work:
-        calls = self.config.depth if calls is None else calls
-        values = rows * (size_in + size_out) + size_in * size_out
-        return Work(
-            op="linear",
-            kind="linear",
-            stage=stage,
-            calls=calls,
-            flops=calls * 2 * rows * size_in * size_out,
-            bytes=calls * values * self.dtype.itemsize,
-        )
+        case = LinearCase(name=stage, dtype=self.dtype, tokens=rows, width=size_in, out=size_out)
+        if calls is None:
+            return self.op("linear", stage, case, "linear")
+        return self.op("linear", stage, case, "embedding", calls, once=True)
 
     def norm(self, stage: str, frames: int, places: int) -> AdaLayerNormCase:
         width = self.config.hidden_size
