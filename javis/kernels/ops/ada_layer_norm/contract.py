@@ -72,6 +72,11 @@ def ada_layer_norm_triton(
     return y
 
 
+def dense(tensor: Tensor | None) -> Tensor | None:
+    """Modulation [B, C] as the native kernels take it: small, so that one dtype and layout suffice there."""
+    return None if tensor is None else tensor.float().contiguous()
+
+
 def ada_layer_norm_native(
     x: Tensor,
     shift: Tensor,
@@ -82,10 +87,6 @@ def ada_layer_norm_native(
     eps: float,
 ) -> Tensor:
     """The native op on arguments that ``why_not_cpu`` has accepted."""
-
-    def dense(tensor: Tensor | None) -> Tensor | None:  # [B, C]: small, so that one dtype and layout suffice below
-        return None if tensor is None else tensor.float().contiguous()
-
     mask = None if frame_mask is None else frame_mask.bool().contiguous()
     y: Tensor = AdaLayerNorm.apply(
         x, dense(shift), dense(scale), dense(shift0), dense(scale0), mask, eps, torch.ops.javis_native

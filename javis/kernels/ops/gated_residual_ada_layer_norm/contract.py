@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from javis.kernels import native, triton_support
-from javis.kernels.ops.ada_layer_norm.contract import MAX_TRITON_WIDTH, NATIVE_DTYPES, uniform
+from javis.kernels.ops.ada_layer_norm.contract import MAX_TRITON_WIDTH, NATIVE_DTYPES, dense, uniform
 
 
 def why_not_cpu(x: Tensor, h: Tensor, *others: Tensor | None) -> str | None:
@@ -71,10 +71,6 @@ def gated_residual_ada_layer_norm_native(
     eps: float,
 ) -> tuple[Tensor, Tensor]:
     """The native op on arguments that ``why_not_cpu`` has accepted."""
-
-    def dense(tensor: Tensor | None) -> Tensor | None:  # [B, C]: small, so that one dtype and layout suffice below
-        return None if tensor is None else tensor.float().contiguous()
-
     mask = None if frame_mask is None else frame_mask.bool().contiguous()
     modulation = [dense(tensor) for tensor in (gate, shift, scale, gate0, shift0, scale0)]
     r, y = GatedResidualAdaLayerNorm.apply(x, h.to(x.dtype), *modulation, mask, eps, torch.ops.javis_native)

@@ -30,25 +30,45 @@ def _tile(chunks, width, PLACES: tl.constexpr, CHANNELS: tl.constexpr):
 
 
 @triton.jit
+def _values(b, tile, places, width, cols, inside, PLACES: tl.constexpr):
+    """Which values of a tile of places exist, and their offsets."""
+    place = tile.to(tl.int64) * PLACES + tl.arange(0, PLACES)
+    return (place < places)[:, None] & inside[None, :], (b * places + place)[:, None] * width + cols[None, :]
+
+
+@triton.jit
+def _row(pointer, at, inside):
+    return tl.load(pointer + at, mask=inside, other=0.0)[None, :]
+
+
+@triton.jit
+def _affine(mean_ptr, rstd_ptr, weight_ptr, bias_ptr, group, cols, inside):
+    mean, rstd = _row(mean_ptr, group, inside), _row(rstd_ptr, group, inside)
+    return mean, rstd, _row(weight_ptr, cols, inside), _row(bias_ptr, cols, inside)
+
+
+@triton.jit
+def _store_sums(to, first, second, width, inside):
+    tl.store(to, tl.sum(first, axis=0), mask=inside)
+    tl.store(to + width, tl.sum(second, axis=0), mask=inside)
+
+
+@triton.jit
 def forward_sums(
     x_ptr, sums_ptr, places, width, chunks, steps, PLACES: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """sums [B, chunks, 2, width]: of x - x0 and of its square, over ``steps`` tiles of places."""
     b, chunk, cols, inside = _tile(chunks, width, PLACES, CHANNELS)
-    base = x_ptr + b * places * width + cols
-    x0 = tl.load(base, mask=inside, other=0.0).to(tl.float32)
+    x0 = tl.load(x_ptr + b * places * width + cols, mask=inside, other=0.0).to(tl.float32)
     first = tl.zeros([PLACES, CHANNELS], dtype=tl.float32)
     second = tl.zeros([PLACES, CHANNELS], dtype=tl.float32)
     for i in range(0, steps):
-        place = (chunk * steps + i).to(tl.int64) * PLACES + tl.arange(0, PLACES)
-        here = (place < places)[:, None] & inside[None, :]
-        x = tl.load(base[None, :] + place[:, None] * width, mask=here, other=0.0).to(tl.float32)
+        here, at = _values(b, chunk * steps + i, places, width, cols, inside, PLACES)
+        x = tl.load(x_ptr + at, mask=here, other=0.0).to(tl.float32)
         d = tl.where(here, x - x0[None, :], 0.0)
         first += d
         second += d * d
-    out = sums_ptr + (b * chunks + chunk) * 2 * width + cols
-    tl.store(out, tl.sum(first, axis=0), mask=inside)
-    tl.store(out + width, tl.sum(second, axis=0), mask=inside)
+    _store_sums(sums_ptr + (b * chunks + chunk) * 2 * width + cols, first, second, width, inside)
 
 
 @triton.jit
@@ -58,14 +78,9 @@ def forward_apply(
 ):  # fmt: skip
     b, chunk, cols, inside = _tile(chunks, width, PLACES, CHANNELS)
     group = b * groups + cols // (width // groups)
-    mean = tl.load(mean_ptr + group, mask=inside, other=0.0)[None, :]
-    rstd = tl.load(rstd_ptr + group, mask=inside, other=0.0)[None, :]
-    weight = tl.load(weight_ptr + cols, mask=inside, other=0.0)[None, :]
-    bias = tl.load(bias_ptr + cols, mask=inside, other=0.0)[None, :]
+    mean, rstd, weight, bias = _affine(mean_ptr, rstd_ptr, weight_ptr, bias_ptr, group, cols, inside)
     for i in range(0, steps):
-        place = (chunk * steps + i).to(tl.int64) * PLACES + tl.arange(0, PLACES)
-        here = (place < places)[:, None] & inside[None, :]
-        at = (b * places + place)[:, None] * width + cols[None, :]
+        here, at = _values(b, chunk * steps + i, places, width, cols, inside, PLACES)
         x = tl.load(x_ptr + at, mask=here, other=0.0).to(tl.float32)
         z = (x - mean) * rstd * weight + bias
         y = z / (1.0 + tl.exp(-z))
@@ -88,25 +103,18 @@ def backward_sums(
     """sums [B, chunks, 2, width]: of dz and of dz * xhat."""
     b, chunk, cols, inside = _tile(chunks, width, PLACES, CHANNELS)
     group = b * groups + cols // (width // groups)
-    mean = tl.load(mean_ptr + group, mask=inside, other=0.0)[None, :]
-    rstd = tl.load(rstd_ptr + group, mask=inside, other=0.0)[None, :]
-    weight = tl.load(weight_ptr + cols, mask=inside, other=0.0)[None, :]
-    bias = tl.load(bias_ptr + cols, mask=inside, other=0.0)[None, :]
+    mean, rstd, weight, bias = _affine(mean_ptr, rstd_ptr, weight_ptr, bias_ptr, group, cols, inside)
     first = tl.zeros([PLACES, CHANNELS], dtype=tl.float32)
     second = tl.zeros([PLACES, CHANNELS], dtype=tl.float32)
     for i in range(0, steps):
-        place = (chunk * steps + i).to(tl.int64) * PLACES + tl.arange(0, PLACES)
-        here = (place < places)[:, None] & inside[None, :]
-        at = (b * places + place)[:, None] * width + cols[None, :]
+        here, at = _values(b, chunk * steps + i, places, width, cols, inside, PLACES)
         x = tl.load(x_ptr + at, mask=here, other=0.0).to(tl.float32)
         dy = tl.load(dy_ptr + at, mask=here, other=0.0).to(tl.float32)
         xhat, dz = _dz(dy, x, mean, rstd, weight, bias)
         dz = tl.where(here, dz, 0.0)
         first += dz
         second += tl.where(here, dz * xhat, 0.0)
-    out = sums_ptr + (b * chunks + chunk) * 2 * width + cols
-    tl.store(out, tl.sum(first, axis=0), mask=inside)
-    tl.store(out + width, tl.sum(second, axis=0), mask=inside)
+    _store_sums(sums_ptr + (b * chunks + chunk) * 2 * width + cols, first, second, width, inside)
 
 
 @triton.jit
@@ -117,16 +125,10 @@ def backward_apply(
     """dx = rstd * (g - mean(g) - xhat * mean(g * xhat)) with g = dz * weight, means over the group."""
     b, chunk, cols, inside = _tile(chunks, width, PLACES, CHANNELS)
     group = b * groups + cols // (width // groups)
-    mean = tl.load(mean_ptr + group, mask=inside, other=0.0)[None, :]
-    rstd = tl.load(rstd_ptr + group, mask=inside, other=0.0)[None, :]
-    mean_g = tl.load(mean_g_ptr + group, mask=inside, other=0.0)[None, :]
-    mean_gx = tl.load(mean_gx_ptr + group, mask=inside, other=0.0)[None, :]
-    weight = tl.load(weight_ptr + cols, mask=inside, other=0.0)[None, :]
-    bias = tl.load(bias_ptr + cols, mask=inside, other=0.0)[None, :]
+    mean, rstd, weight, bias = _affine(mean_ptr, rstd_ptr, weight_ptr, bias_ptr, group, cols, inside)
+    mean_g, mean_gx = _row(mean_g_ptr, group, inside), _row(mean_gx_ptr, group, inside)
     for i in range(0, steps):
-        place = (chunk * steps + i).to(tl.int64) * PLACES + tl.arange(0, PLACES)
-        here = (place < places)[:, None] & inside[None, :]
-        at = (b * places + place)[:, None] * width + cols[None, :]
+        here, at = _values(b, chunk * steps + i, places, width, cols, inside, PLACES)
         x = tl.load(x_ptr + at, mask=here, other=0.0).to(tl.float32)
         dy = tl.load(dy_ptr + at, mask=here, other=0.0).to(tl.float32)
         xhat, dz = _dz(dy, x, mean, rstd, weight, bias)
