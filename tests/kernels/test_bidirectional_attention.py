@@ -101,6 +101,18 @@ def test_chunks_of_video_on_cpu(dtype: torch.dtype, monkeypatch: pytest.MonkeyPa
     check_budget(partial(bidirectional_attention, backend="cpu"), (rising, *args[1:]))
 
 
+@needs_native
+def test_the_maximum_of_an_earlier_chunk_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first video token scores 1000 with every audio token, the others 0; relative to those exp overflows."""
+    monkeypatch.setattr(native_impl, "ROWS", 7)
+    q_video, q_audio, v_video, v_audio, _ = tensors(batch=1, video=40, audio=5, heads=1, size=16)
+    q_video, q_audio = torch.zeros_like(q_video), torch.ones_like(q_audio)
+    q_video[0, 0] = 250.0  # * 16 / 4
+    to_video, to_audio = bidirectional_attention(q_video, q_audio, v_video, v_audio, 1, backend="cpu")
+    torch.testing.assert_close(to_video[0], v_audio[0].mean(0).expand(40, 16))
+    torch.testing.assert_close(to_audio[0], v_video[0, :1].expand(5, 16))
+
+
 @needs_triton
 @pytest.mark.usefixtures("poison")
 @pytest.mark.parametrize("programs", [1, 2, 512])

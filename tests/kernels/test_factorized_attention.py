@@ -144,6 +144,17 @@ def test_large_scores_do_not_overflow(backend: str) -> None:
     torch.testing.assert_close(y[0], v[(q @ k.T).argmax(1)])
 
 
+@pytest.mark.parametrize("backend", [TRITON, "sdpa", "reference"])
+def test_large_scores_of_long_sequences_do_not_overflow(backend: str) -> None:
+    """The same over three blocks of keys: the one key may be in the first, with far smaller scores after it."""
+    (qkv, axis), _ = case(axis="spatial", frames=1, places=130, heads=1, size=16).inputs()
+    y = factorized_attention(qkv * 200, axis, backend=backend)
+    q, k, v = (200 * qkv[0, 0, :, part, 0] for part in range(3))
+    which = (q @ k.T).argmax(1)
+    assert (which < 64).any() and (which >= 64).any()
+    torch.testing.assert_close(y[0], v[which])
+
+
 @pytest.mark.parametrize("backend", [NATIVE, TRITON, "reference"])
 @pytest.mark.parametrize("part", [0, 1, 2])
 def test_nan_comes_through_and_stays_in_its_head(backend: str, part: int) -> None:
