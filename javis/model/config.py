@@ -5,6 +5,7 @@ The defaults are the official JavisDiT-v0.1 (arXiv 2503.23377, section 3.2 and a
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
@@ -52,6 +53,9 @@ class JavisDiTConfig:
     pred_sigma: bool = True  # twice the output channels; the first half is the velocity
     input_sq_size: int = 512  # side in pixels for which the position grid has unit step
     prediction: Prediction = "velocity"  # what the final layers give; "sample" for tokens wider than the model
+    sigma_data: float = (
+        0.0  # with prediction "sample": deviation that x_t itself has to explain (EDM's skip); 0: no skip
+    )
     clock: bool = False  # add an embedding of time shared by both streams (not in the official model)
     clock_attention: bool = (
         False  # rotate q and k of the bidirectional attention by that time (not in the official model)
@@ -69,6 +73,8 @@ class JavisDiTConfig:
             raise ValueError(f"prior_mode {self.prior_mode!r} is not one of cross_attn, addition, modulate")
         if self.prediction not in ("velocity", "sample"):
             raise ValueError(f"prediction {self.prediction!r} is not one of velocity, sample")
+        if not 0 <= self.sigma_data < math.inf or (self.sigma_data and self.prediction != "sample"):
+            raise ValueError(f"sigma_data {self.sigma_data} must be 0, or positive with prediction 'sample'")
         object.__setattr__(self, "video_patch", tuple(self.video_patch))
         object.__setattr__(self, "audio_patch", tuple(self.audio_patch))
 

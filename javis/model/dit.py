@@ -58,16 +58,24 @@ class Conditioning:
 MIN_NOISE_SHARE = 0.05
 
 
-def velocity_of_sample(out: Tensor, x_t: Tensor, timestep: Tensor) -> Tensor:
-    """Velocity from a predicted clean sample: ``x - noise = (x - x_t) / (t/1000)``, t/1000 at least 0.05.
+def velocity_of_sample(out: Tensor, x_t: Tensor, timestep: Tensor, sigma_data: float = 0.0) -> Tensor:
+    """Velocity from a predicted clean sample: ``x - noise = (x - x_t) / s`` with s = t/1000, at least 0.05.
 
     A token that holds more values than the model is wide cannot carry its own noise through the residual stream, which
-    a predicted velocity needs; the clean sample has few degrees of freedom (Li & He, arXiv 2511.13720). Channels beyond
+    a predicted velocity needs; the clean sample has few degrees of freedom (Li & He, arXiv 2511.13720). But neither
+    does the last detail of the sample fit through. With ``sigma_data`` > 0 it passes by the network, as in EDM (Karras
+    et al., arXiv 2206.00364, eq. 7, with noise level s / (1 - s) on x_t / (1 - s)):
+
+        x = (c x_t + s^2 out) / d,    c = sigma_data^2 (1 - s),    d = sigma_data^2 (1 - s)^2 + s^2
+
+    which is the most likely x if ``out`` has Gaussian errors of variance ``sigma_data^2``, given x_t. Channels beyond
     those of ``x_t`` (pred_sigma) pass through.
     """
     share = (timestep.float() / 1000).clamp(min=MIN_NOISE_SHARE).view(-1, *[1] * (out.ndim - 1))
-    channels = x_t.shape[1]
-    velocity = (out[:, :channels].float() - x_t.float()) / share
+    channels, variance = x_t.shape[1], sigma_data**2
+    # (x - x_t) / s, with the s that both terms share divided out by hand
+    scale = variance * (1 - share) ** 2 + share**2
+    velocity = (share * out[:, :channels].float() + (variance * (1 - share) - share) * x_t.float()) / scale
     return torch.cat((velocity, out[:, channels:].float()), dim=1) if out.shape[1] > channels else velocity
 
 
@@ -318,8 +326,8 @@ class JavisDiT(nn.Module):
         video_out = unpatchify(v_out, v_grid, c.video_patch, condition.video_sizes)
         audio_out = unpatchify(a_out, a_grid, c.audio_patch, condition.audio_sizes)
         if c.prediction == "sample":
-            video_out = velocity_of_sample(video_out, video, timestep)
-            audio_out = velocity_of_sample(audio_out, audio, timestep)
+            video_out = velocity_of_sample(video_out, video, timestep, c.sigma_data)
+            audio_out = velocity_of_sample(audio_out, audio, timestep, c.sigma_data)
         return Velocity(video_out, audio_out)
 
     def _modulate(self, time: Tensor | None) -> tuple[Tensor | None, Tensor | None]:

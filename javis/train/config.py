@@ -22,6 +22,7 @@ class StageConfig:
     learning_rate: float = 1e-3
     warmup: int = 200  # steps of linear warm-up
     decay: float = 0.25  # share of the steps, at the end, over which the rate falls to zero
+    restarts: tuple[int, ...] = ()  # steps at which the rate has fallen to zero and the whole course begins again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +73,7 @@ class DemoTrainConfig:
     heads: int = 4
     depth: int = 4
     mlp_ratio: float = 3.0
+    sigma_data: float = 0.28  # of the sample prediction: what the network leaves open, see velocity_of_sample
     prior_tokens: int = 8  # spatial, and as many temporal
     prior_channels: int = 32
 
@@ -102,6 +104,7 @@ class DemoTrainConfig:
             prior_channels=self.prior_channels,
             pred_sigma=False,
             prediction="sample",
+            sigma_data=self.sigma_data,
             clock=True,
             clock_attention=True,
             input_sq_size=self.world.size,

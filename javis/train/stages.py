@@ -28,10 +28,13 @@ log = logging.getLogger("javis.train")
 
 
 def learning_rate(step: int, stage: StageConfig) -> float:
-    """Warm-up, constant, linear decay to zero."""
+    """Warm-up, constant, linear decay to zero; from every restart again."""
+    begin = max((at for at in stage.restarts if at <= step), default=0)
+    end = min((at for at in stage.restarts if at > step), default=stage.steps)
+    step, steps = step - begin, end - begin
     warm = min(1.0, (step + 1) / max(1, stage.warmup))
-    start = stage.steps * (1 - stage.decay)
-    cool = 1.0 if stage.decay == 0 or step < start else max(0.0, (stage.steps - step) / (stage.steps - start))
+    start = steps * (1 - stage.decay)
+    cool = 1.0 if stage.decay == 0 or step < start else max(0.0, (steps - step) / (steps - start))
     return stage.learning_rate * warm * cool
 
 

@@ -96,6 +96,25 @@ def test_a_true_sample_gives_the_true_velocity(t: float, seed: int) -> None:
     torch.testing.assert_close(velocity, x - noise, rtol=1e-3, atol=1e-4)
 
 
+@settings(max_examples=30, deadline=None)
+@given(t=st.floats(50, 1000), sigma=st.floats(0.05, 2.0), seed=st.integers(0, 100))
+def test_the_skip_weighs_prediction_against_input_by_least_squares(t: float, sigma: float, seed: int) -> None:
+    """x minimises (x - out)^2 / sigma^2 + (x_t - (1 - s) x)^2 / s^2: two measurements of one value."""
+    out, x_t = torch.randn(2, 1, 3, 4, 2, generator=torch.Generator().manual_seed(seed))
+    s = t / 1000
+    rows = torch.tensor([[1 / sigma], [(1 - s) / s]], dtype=torch.float64)
+    seen = torch.stack((out.flatten() / sigma, x_t.flatten() / s)).double()
+    expected = torch.linalg.lstsq(rows, seen).solution.view_as(out)
+    velocity = velocity_of_sample(out, x_t, torch.tensor([t]), sigma)
+    torch.testing.assert_close((x_t + s * velocity).double(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("change", [{"sigma_data": -1.0, "prediction": "sample"}, {"sigma_data": 0.3}])
+def test_a_skip_needs_a_predicted_sample(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="sigma_data"):
+        JavisDiTConfig(**change)
+
+
 def test_bfloat16_does_not_coarsen_predicted_samples() -> None:
     """At little noise the error of the prediction is multiplied by up to 20; the last projection stays in float32."""
     model = small_model(prediction="sample")

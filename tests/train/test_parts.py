@@ -280,6 +280,14 @@ def test_learning_rate_by_hand() -> None:
     assert learning_rate(99, StageConfig(steps=100, learning_rate=2.0, warmup=0, decay=0.0)) == 2
 
 
+def test_learning_rate_begins_again_at_a_restart() -> None:
+    twice = StageConfig(steps=250, learning_rate=2.0, warmup=10, decay=0.25, restarts=(100,))
+    first = StageConfig(steps=100, learning_rate=2.0, warmup=10, decay=0.25)
+    second = StageConfig(steps=150, learning_rate=2.0, warmup=10, decay=0.25)
+    rates = [learning_rate(step, twice) for step in range(250)]
+    assert rates == [learning_rate(s, first) for s in range(100)] + [learning_rate(s, second) for s in range(150)]
+
+
 @settings(max_examples=40, deadline=None)
 @given(steps=st.integers(1, 80), warmup=st.integers(0, 100), decay=st.floats(0, 1))
 def test_learning_rate_stays_in_bounds(steps: int, warmup: int, decay: float) -> None:
