@@ -183,9 +183,11 @@ def test_a_library_that_does_not_load_is_a_reason(tmp_path: Path) -> None:
 
 
 @needs_source
-def test_the_list_of_ops_is_that_of_the_registration() -> None:
-    defined = re.findall(r'"(\w+)\(', (ROOT / "csrc/registration.cpp").read_text(encoding="utf-8"))
-    assert list(native.OPS) == defined
+@pytest.mark.parametrize(("path", "ops"), [("csrc", native.OPS), ("csrc/cuda", native.CUDA_OPS)], ids=["CPU", "CUDA"])
+def test_the_list_of_ops_is_that_of_the_registration(path: str, ops: tuple[str, ...]) -> None:
+    source = (ROOT / path / "registration.cpp").read_text(encoding="utf-8")
+    assert list(ops) == re.findall(r'"(\w+)\(', source)
+    assert sorted(ops) == sorted(re.findall(r'm\.impl\("(\w+)"', source))
 
 
 @needs_native

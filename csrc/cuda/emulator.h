@@ -344,13 +344,13 @@ inline void __syncwarp(unsigned lanes = 0xffffffffu) {
 }
 
 // Called by the tests, through ctypes.
-extern "C" __attribute__((visibility("default"))) void javis_emulator_order(unsigned seed) {
+extern "C" __attribute__((visibility("default"), weak)) void javis_emulator_order(unsigned seed) {
   javis::emulator::machine.seed = seed;  // 0: threads in their order
 }
-extern "C" __attribute__((visibility("default"))) void javis_emulator_buffer(const void* begin, size_t bytes) {
+extern "C" __attribute__((visibility("default"), weak)) void javis_emulator_buffer(const void* begin, size_t bytes) {
   const char* first = static_cast<const char*>(begin);
   javis::emulator::machine.buffers.push_back({first, first + bytes, "buffer"});
 }
-extern "C" __attribute__((visibility("default"))) void javis_emulator_forget_buffers() {
+extern "C" __attribute__((visibility("default"), weak)) void javis_emulator_forget_buffers() {
   javis::emulator::machine.buffers.clear();
 }

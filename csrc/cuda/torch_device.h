@@ -15,6 +15,16 @@
 
 namespace javis::cuda {
 
+#ifdef JAVIS_EMULATE
+
+class OnDevice {  // the kernels run on the CPU, at once
+ public:
+  explicit OnDevice(const torch::stable::Tensor&) {}
+  void* stream() const { return nullptr; }
+};
+
+#else
+
 inline void* current_stream(int32_t device) {
   using Function = int32_t (*)(int32_t, void**);
   static const Function function = [] {
@@ -40,6 +50,8 @@ class OnDevice {
   torch::stable::accelerator::DeviceGuard guard_;
   void* stream_;
 };
+
+#endif
 
 // For what a JAVIS_ENTRY returns.
 inline void check_launch(const char* problem, const char* op) {

@@ -35,7 +35,14 @@ OPS = (
 )
 CUDA_LIBRARY = LIBRARY.with_name("libjavis_cuda.so")
 # What csrc/cuda/registration.cpp defines.
-CUDA_OPS: tuple[str, ...] = ()
+CUDA_OPS: tuple[str, ...] = (
+    "ada_layer_norm",
+    "ada_layer_norm_backward",
+    "ada_layer_norm_fp8",
+    "gated_residual_ada_layer_norm",
+    "gated_residual_ada_layer_norm_backward",
+    "gated_residual_ada_layer_norm_fp8",
+)
 HOW_TO_BUILD = "build them with `pip install --no-build-isolation --force-reinstall --no-deps .` in the source tree"
 HOW_TO_BUILD_CUDA = HOW_TO_BUILD.replace("`pip", "`JAVIS_CUDA_ARCHS='80;90a' pip")
 
@@ -80,6 +87,7 @@ def _load_cuda(path: Path) -> str | None:
 
 WHY_NOT: str | None = _load(LIBRARY)
 WHY_NOT_CUDA: str | None = _load_cuda(CUDA_LIBRARY)
+CUDA_DEVICE = "cuda"  # type of the devices that CUDA ops run on; "cpu" in tests that emulate them
 
 
 def why_not_cuda(*tensors: torch.Tensor | None, dtypes: tuple[torch.dtype, ...]) -> str | None:
@@ -87,7 +95,7 @@ def why_not_cuda(*tensors: torch.Tensor | None, dtypes: tuple[torch.dtype, ...])
     first = tensors[0]
     assert first is not None
     for tensor in tensors:
-        if tensor is not None and tensor.device.type != "cuda":
+        if tensor is not None and tensor.device.type != CUDA_DEVICE:
             return f"needs CUDA tensors, got one on {tensor.device}"
     if WHY_NOT_CUDA is not None:
         return WHY_NOT_CUDA

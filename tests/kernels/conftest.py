@@ -7,7 +7,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from javis.kernels import native
 from javis.kernels.triton_support import HAS_TRITON
+from tests.kernels.emulation import emulated_ops, needs_emulator
 
 
 @pytest.fixture
@@ -33,3 +35,27 @@ def several_rows_per_program(monkeypatch: pytest.MonkeyPatch) -> None:
 
         monkeypatch.setattr(triton_impl, "forward_rows_per_program", lambda tokens: 4)
         monkeypatch.setattr(triton_impl, "backward_rows_per_program", lambda tokens, places: 2)
+
+
+@pytest.fixture(
+    params=[
+        pytest.param("cpu", marks=needs_emulator, id="emulated"),
+        pytest.param(
+            "cuda",
+            marks=[
+                pytest.mark.gpu,
+                pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+                pytest.mark.skipif(native.WHY_NOT_CUDA is not None, reason=str(native.WHY_NOT_CUDA)),
+            ],
+            id="gpu",
+        ),
+    ]
+)
+def cuda_device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The device of tensors that backend="cuda" takes: a CPU, where the emulator runs the kernels, and a GPU."""
+    if request.param == "cpu":
+        monkeypatch.setattr(torch.ops, "javis_cuda", emulated_ops(), raising=False)
+        monkeypatch.setattr(native, "WHY_NOT_CUDA", None)
+        monkeypatch.setattr(native, "CUDA_DEVICE", "cpu")
+    device: str = request.param
+    return device

@@ -8,6 +8,7 @@ sanitizer's library preloaded (tests/kernels/test_cuda_emulator.py does so in a 
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import functools
 import hashlib
 import os
@@ -22,7 +23,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 CUDA = ROOT / "csrc/cuda"
-FLAGS = ["-x", "c++", "-DJAVIS_EMULATE", "-std=c++20", "-O1", "-g1", "-fPIC", "-shared", "-fvisibility=hidden"]
+FLAGS = ["-DJAVIS_EMULATE", "-std=c++20", "-O1", "-g1", "-fPIC", "-fvisibility=hidden"]
 FLAGS += ["-Wall", "-Wextra", "-Wno-unknown-pragmas"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
 needs_emulator = pytest.mark.skipif(
@@ -81,21 +82,56 @@ class Emulated:
         self._call(name, *converted)
 
 
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def _make(target: Path, command: list[str]) -> Path:
+    """Run the command with ``target`` as its output, unless an earlier run made it."""
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with (target.parent / f"{target.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # several test processes may want it at once
+            if not target.exists():
+                unfinished = target.with_name(f"unfinished-{target.name}")
+                _run([*command, "-o", str(unfinished)])
+                unfinished.replace(target)
+    return target
+
+
+def _flags() -> list[str]:
+    return FLAGS + (SANITIZERS if os.environ.get("JAVIS_EMULATE_SANITIZE") == "1" else [])
+
+
+def _compile(source: Path, flags: list[str]) -> Path:
+    """The object file of one source; made again when the source or a header of csrc changes."""
+    digest = hashlib.sha256(" ".join(flags).encode() + source.read_bytes())
+    for header in sorted(path for pattern in ("*.h", "*.cuh") for path in (ROOT / "csrc").rglob(pattern)):
+        digest.update(header.read_bytes())
+    target = ROOT / "build/emulated" / f"{source.stem}-{digest.hexdigest()[:16]}.o"
+    return _make(target, ["g++", "-x", "c++", "-c", *flags, str(source)])
+
+
+def _link(name: str, objects: list[Path], flags: list[str]) -> Path:
+    digest = hashlib.sha256(" ".join(path.name for path in objects).encode()).hexdigest()[:16]
+    target = ROOT / "build/emulated" / f"{name}-{digest}.so"
+    return _make(target, ["g++", "-shared", *(f for f in _flags() if "sanitize" in f), *map(str, objects), *flags])
+
+
 @functools.cache
 def emulate(source: Path) -> Emulated:
     """Compile one .cu file for the emulator, or take the result of an earlier run, and load it."""
-    sanitize = os.environ.get("JAVIS_EMULATE_SANITIZE") == "1"
-    flags = FLAGS + (SANITIZERS if sanitize else [])
-    digest = hashlib.sha256(" ".join(flags).encode() + source.read_bytes())
-    for header in sorted([*CUDA.glob("*.h"), *CUDA.glob("*.cuh")]):
-        digest.update(header.read_bytes())
-    library = ROOT / "build/emulated" / f"{source.stem}-{digest.hexdigest()[:16]}.so"
-    if not library.exists():
-        library.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = library.with_suffix(f".{os.getpid()}")
-        done = subprocess.run(
-            ["g++", *flags, str(source), "-o", str(unfinished)], capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        unfinished.replace(library)  # several test processes may do this at once
-    return Emulated(ctypes.CDLL(str(library)))
+    return Emulated(ctypes.CDLL(str(_link(source.stem, [_compile(source, _flags())], []))))
+
+
+@functools.cache
+def emulated_ops() -> Any:
+    """``torch.ops.javis_emulated``: the CUDA ops with their bindings, on CPU tensors, run by the emulator."""
+    torch_folder = Path(torch.__file__).parent
+    binding = [*_flags(), "-isystem", str(torch_folder / "include"), "-DTORCH_TARGET_VERSION=0x020b000000000000"]
+    objects = [_compile(source, _flags()) for source in sorted(CUDA.glob("*.cu"))]
+    objects += [_compile(source, binding) for source in sorted(CUDA.glob("*.cpp"))]
+    library = _link("ops", objects, [f"-L{torch_folder / 'lib'}", "-ltorch_cpu"])
+    torch.ops.load_library(str(library))
+    return torch.ops.javis_emulated

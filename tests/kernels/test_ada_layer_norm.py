@@ -296,7 +296,7 @@ def test_the_named_backend_is_the_one_that_runs() -> None:
     ("backend", "dtype", "why"),
     [
         ("triton", torch.float64, "float64|not installed|needs a CUDA device"),
-        ("cuda", torch.float32, "no CUDA kernel in this version"),
+        ("cuda", torch.float32, "needs CUDA tensors, got one on cpu"),
         ("sdpa", torch.float32, "this op has no such implementation"),
         ("cpu", torch.float64, "float64|not built"),
         ("cpu", torch.float16, "float16|not built"),

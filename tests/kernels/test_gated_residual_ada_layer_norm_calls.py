@@ -171,7 +171,7 @@ def test_auto_runs_the_native_op_on_cpu() -> None:
     ("backend", "dtype", "why"),
     [
         ("triton", torch.float64, "float64|not installed|needs a CUDA device"),
-        ("cuda", torch.float32, "no CUDA kernel in this version"),
+        ("cuda", torch.float32, "needs CUDA tensors, got one on cpu"),
         ("sdpa", torch.float32, "this op has no such implementation"),
         ("cpu", torch.float64, "float64|not built"),
         ("cpu", torch.float16, "float16|not built"),

@@ -7,7 +7,7 @@ With a frame mask, tokens of the frames that are given (not generated) take the 
 This is the adaLN of DiT (arXiv 2212.09748, section 3.2) with the per-frame choice of Open-Sora and JavisDiT.
 
 Read next: reference.py (the maths), contract.py (what torch.compile sees), triton_impl.py (the kernel),
-csrc/cpu/ada_layer_norm_rows.cpp (the loops of the native op).
+csrc/cpu/ada_layer_norm_rows.cpp (the loops of the native op), csrc/cuda/norm_forward.cuh (the CUDA kernel).
 """
 
 from __future__ import annotations
@@ -19,16 +19,12 @@ from javis.kernels.ops.ada_layer_norm import contract
 from javis.kernels.ops.ada_layer_norm.reference import ada_layer_norm_ref
 
 
-def _no_cuda(*_: object) -> str | None:
-    return "no CUDA kernel in this version"
-
-
 def _always(*_: object) -> str | None:
     return None
 
 
 CHECKS: dict[Backend, Check] = {
-    Backend.CUDA: _no_cuda,
+    Backend.CUDA: contract.why_not_cuda,
     Backend.TRITON: contract.why_not_triton,
     Backend.CPU: contract.why_not_cpu,
     Backend.REFERENCE: _always,
@@ -67,6 +63,8 @@ def ada_layer_norm(
     if frame_mask is None:
         shift0 = scale0 = None
     chosen = select("ada_layer_norm", CHECKS, x, shift, scale, shift0, scale0, frame_mask, backend=backend)
+    if chosen is Backend.CUDA:
+        return contract.ada_layer_norm_cuda(x, shift, scale, shift0, scale0, frame_mask, eps)
     if chosen is Backend.TRITON:
         return contract.ada_layer_norm_triton(x, shift, scale, shift0, scale0, frame_mask, eps)
     if chosen is Backend.CPU:

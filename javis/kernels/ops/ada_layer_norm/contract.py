@@ -1,8 +1,8 @@
 """What PyTorch knows of ada_layer_norm: when its kernels can run, the shapes they return, their gradient.
 
-Native ops are in namespace ``javis_native`` (schemas in csrc/registration.cpp), Triton ops in ``javis``. Two registered
-ops make one differentiable call through an ``autograd.Function``, which costs less per call than
-``torch.library.register_autograd`` and traces the same.
+Native ops are in namespaces ``javis_native`` (CPU, schemas in csrc/registration.cpp) and ``javis_cuda``
+(csrc/cuda/registration.cpp), Triton ops in ``javis``. Two registered ops make one differentiable call through an
+``autograd.Function``, which costs less per call than ``torch.library.register_autograd`` and traces the same.
 """
 
 from __future__ import annotations
@@ -33,7 +33,17 @@ def why_not_cpu(x: Tensor, *modulation: Tensor | None) -> str | None:
     return None
 
 
+CUDA_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MAX_CUDA_WIDTH = 4096  # kMaxNormWidth in csrc/cuda/norm.h: a row is kept in the registers of one block
 MAX_TRITON_WIDTH = 16384  # a row is kept in registers
+
+
+def why_not_cuda(x: Tensor, *modulation: Tensor | None) -> str | None:
+    """Why the CUDA kernel cannot take this call, or None."""
+    reason = native.why_not_cuda(x, *modulation, dtypes=CUDA_DTYPES)
+    if reason is None and (x.shape[-1] % 8 or x.shape[-1] > MAX_CUDA_WIDTH):
+        return f"width {x.shape[-1]} is not a multiple of 8 up to {MAX_CUDA_WIDTH}"
+    return reason
 
 
 def why_not_triton(x: Tensor, *modulation: Tensor | None) -> str | None:
@@ -55,6 +65,30 @@ def uniform(*modulation: Tensor | None) -> list[Tensor | None]:
         return tensor if tensor.stride(1) == 1 else tensor.contiguous()
 
     return [prepare(tensor) for tensor in modulation]
+
+
+def uniform_for_cuda(x: Tensor, *modulation: Tensor | None) -> list[Tensor | None]:
+    """Modulation as the CUDA kernels read it: all float32, or all of the dtype of x; usually nothing is copied."""
+    prepared = uniform(*modulation)
+    dtype = next(tensor.dtype for tensor in prepared if tensor is not None)
+    return prepared if dtype == x.dtype else [None if tensor is None else tensor.float() for tensor in prepared]
+
+
+def ada_layer_norm_cuda(
+    x: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    shift0: Tensor | None,
+    scale0: Tensor | None,
+    frame_mask: Tensor | None,
+    eps: float,
+) -> Tensor:
+    """The CUDA op on arguments that ``why_not_cuda`` has accepted."""
+    mask = None if frame_mask is None else frame_mask.bool().contiguous()
+    y: Tensor = AdaLayerNorm.apply(
+        x, *uniform_for_cuda(x, shift, scale, shift0, scale0), mask, eps, torch.ops.javis_cuda
+    )
+    return y
 
 
 def ada_layer_norm_triton(
@@ -153,6 +187,9 @@ def _backward_shapes(
 if native.WHY_NOT is None:
     torch.library.register_fake("javis_native::ada_layer_norm")(_forward_shapes)
     torch.library.register_fake("javis_native::ada_layer_norm_backward")(_backward_shapes)
+if native.WHY_NOT_CUDA is None:
+    torch.library.register_fake("javis_cuda::ada_layer_norm")(_forward_shapes)
+    torch.library.register_fake("javis_cuda::ada_layer_norm_backward")(_backward_shapes)
 
 torch.library.define(
     "javis::ada_layer_norm",

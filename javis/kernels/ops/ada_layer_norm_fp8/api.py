@@ -31,6 +31,7 @@ def _always(*_: object) -> str | None:
 
 
 CHECKS: dict[Backend, Check] = {
+    Backend.CUDA: contract.why_not_cuda,
     Backend.TRITON: contract.why_not_triton,
     Backend.REFERENCE: _always,
 }
@@ -72,7 +73,10 @@ def ada_layer_norm_fp8(
         shift0 = scale0 = None
     tensors = (x, shift, scale, y_scale, shift0, scale0, frame_mask)
     refuse_gradients("ada_layer_norm_fp8", tensors)
-    if select("ada_layer_norm_fp8", CHECKS, *tensors, backend=backend) is Backend.TRITON:
+    chosen = select("ada_layer_norm_fp8", CHECKS, *tensors, backend=backend)
+    if chosen is Backend.CUDA:
+        return contract.ada_layer_norm_fp8_cuda(*tensors, eps)
+    if chosen is Backend.TRITON:
         return contract.ada_layer_norm_fp8_triton(*tensors, eps)
     return ada_layer_norm_fp8_ref(
         x, shift, scale, y_scale, shift0=shift0, scale0=scale0, frame_mask=frame_mask, eps=eps

@@ -19,16 +19,12 @@ from javis.kernels.ops.gated_residual_ada_layer_norm import contract
 from javis.kernels.ops.gated_residual_ada_layer_norm.reference import gated_residual_ada_layer_norm_ref
 
 
-def _no_cuda(*_: object) -> str | None:
-    return "no CUDA kernel in this version"
-
-
 def _always(*_: object) -> str | None:
     return None
 
 
 CHECKS: dict[Backend, Check] = {
-    Backend.CUDA: _no_cuda,
+    Backend.CUDA: contract.why_not_cuda,
     Backend.TRITON: contract.why_not_triton,
     Backend.CPU: contract.why_not_cpu,
     Backend.REFERENCE: _always,
@@ -78,6 +74,8 @@ def gated_residual_ada_layer_norm(
         gate0 = None
     tensors = (x, h, gate, shift, scale, gate0, shift0, scale0, frame_mask)
     chosen = select("gated_residual_ada_layer_norm", CHECKS, *tensors, backend=backend)
+    if chosen is Backend.CUDA:
+        return contract.gated_residual_ada_layer_norm_cuda(*tensors, eps)
     if chosen is Backend.TRITON:
         return contract.gated_residual_ada_layer_norm_triton(*tensors, eps)
     if chosen is Backend.CPU:

@@ -1,6 +1,6 @@
 """What PyTorch knows of gated_residual_ada_layer_norm: when its kernels can run, their shapes, their gradient.
 
-Native ops are in namespace ``javis_native`` (schemas in csrc/registration.cpp), Triton ops in ``javis``.
+Native ops are in namespaces ``javis_native`` (CPU) and ``javis_cuda``, Triton ops in ``javis``.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from javis.kernels import native, triton_support
+from javis.kernels.ops.ada_layer_norm import contract as norm
 from javis.kernels.ops.ada_layer_norm.contract import MAX_TRITON_WIDTH, NATIVE_DTYPES, dense, uniform
 
 
@@ -32,11 +33,37 @@ def why_not_cpu(x: Tensor, h: Tensor, *others: Tensor | None) -> str | None:
     return None
 
 
+def why_not_cuda(x: Tensor, h: Tensor, *others: Tensor | None) -> str | None:
+    """Why the CUDA kernel cannot take this call, or None."""
+    if h.dtype != x.dtype and x.dtype != torch.float32:
+        return f"h is {h.dtype}, which the kernel would round to the dtype of x, {x.dtype}"
+    return norm.why_not_cuda(x, h, *others)
+
+
 def why_not_triton(x: Tensor, *others: Tensor | None) -> str | None:
     """Why the Triton kernel cannot take this call, or None."""
     if x.shape[-1] > MAX_TRITON_WIDTH:
         return f"width {x.shape[-1]} is more than {MAX_TRITON_WIDTH}, one row in registers"
     return triton_support.why_not_triton(x, *others)
+
+
+def gated_residual_ada_layer_norm_cuda(
+    x: Tensor,
+    h: Tensor,
+    gate: Tensor | None,
+    shift: Tensor,
+    scale: Tensor,
+    gate0: Tensor | None,
+    shift0: Tensor | None,
+    scale0: Tensor | None,
+    frame_mask: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """The CUDA op on arguments that ``why_not_cuda`` has accepted."""
+    mask = None if frame_mask is None else frame_mask.bool().contiguous()
+    modulation = norm.uniform_for_cuda(x, gate, shift, scale, gate0, shift0, scale0)
+    r, y = GatedResidualAdaLayerNorm.apply(x, h.to(x.dtype), *modulation, mask, eps, torch.ops.javis_cuda)
+    return r, y
 
 
 def gated_residual_ada_layer_norm_triton(
@@ -151,6 +178,9 @@ def _backward_shapes(
 if native.WHY_NOT is None:
     torch.library.register_fake("javis_native::gated_residual_ada_layer_norm")(_forward_shapes)
     torch.library.register_fake("javis_native::gated_residual_ada_layer_norm_backward")(_backward_shapes)
+if native.WHY_NOT_CUDA is None:
+    torch.library.register_fake("javis_cuda::gated_residual_ada_layer_norm")(_forward_shapes)
+    torch.library.register_fake("javis_cuda::gated_residual_ada_layer_norm_backward")(_backward_shapes)
 
 torch.library.define(
     "javis::gated_residual_ada_layer_norm",

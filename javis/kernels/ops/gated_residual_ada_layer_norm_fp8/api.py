@@ -26,6 +26,7 @@ def _always(*_: object) -> str | None:
 
 
 CHECKS: dict[Backend, Check] = {
+    Backend.CUDA: contract.why_not_cuda,
     Backend.TRITON: contract.why_not_triton,
     Backend.REFERENCE: _always,
 }
@@ -76,7 +77,10 @@ def gated_residual_ada_layer_norm_fp8(
         gate0 = None
     tensors = (x, h, gate, shift, scale, y_scale, gate0, shift0, scale0, frame_mask)
     refuse_gradients("gated_residual_ada_layer_norm_fp8", tensors)
-    if select("gated_residual_ada_layer_norm_fp8", CHECKS, *tensors, backend=backend) is Backend.TRITON:
+    chosen = select("gated_residual_ada_layer_norm_fp8", CHECKS, *tensors, backend=backend)
+    if chosen is Backend.CUDA:
+        return contract.gated_residual_ada_layer_norm_fp8_cuda(*tensors, eps)
+    if chosen is Backend.TRITON:
         return contract.gated_residual_ada_layer_norm_fp8_triton(*tensors, eps)
     return gated_residual_ada_layer_norm_fp8_ref(
         x, h, gate, shift, scale, y_scale, gate0=gate0, shift0=shift0, scale0=scale0, frame_mask=frame_mask, eps=eps

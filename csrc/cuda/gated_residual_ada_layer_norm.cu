@@ -1,0 +1,11 @@
+// gated_residual_ada_layer_norm on CUDA: the kernels of norm_forward.cuh and norm_backward.cuh with r = x + gate * h.
+
+#include "norm_backward.cuh"
+
+JAVIS_ENTRY javis_cuda_gated_residual_ada_layer_norm(const javis::cuda::NormForward* arguments, void* stream) {
+  return javis::cuda::launch_norm_forward<true>(*arguments, stream);
+}
+
+JAVIS_ENTRY javis_cuda_gated_residual_ada_layer_norm_backward(const javis::cuda::NormBackward* arguments, void* stream) {
+  return javis::cuda::launch_norm_backward<true>(*arguments, stream);
+}
