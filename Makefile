@@ -1,7 +1,7 @@
 # Two commands matter: `make demo` (nothing -> a clip with sound) and `make test` (the whole CPU suite).
 #
 # Variables: PYTHON (interpreter that makes the environment), VENV (where it lives), PIP_ARGS (added to each pip call,
-# for example an index with CPU builds of torch), PYTEST_ARGS, AOT_ARGS, PROMPT, SEED.
+# for example an index with CPU builds of torch), PYTEST_ARGS, AOT_ARGS, CUDA_ARCHS, PROMPT, SEED.
 PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
@@ -12,12 +12,13 @@ SEED ?= 1
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) -c constraints.txt
-NATIVE := $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h)
+NATIVE := $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h csrc/cuda/attributes.h)
+CUDA_ARCHS ?= 80;90a
 # One thread per test worker: two workers on two cores run side by side instead of fighting over them.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint install install-dev aot bench gpu docs clean
+.PHONY: help demo test check lint install install-dev aot native-cuda bench gpu docs clean
 
 help:
 	@echo "make demo   an mp4 with sound from nothing: .venv, install, out/demo.{mp4,png,json}"
@@ -26,6 +27,7 @@ help:
 	@echo "make bench  microbenchmarks of the ops on this machine, rows in benchmarks/results/"
 	@echo "make clean  remove what the other commands made"
 	@echo "make docs   docs/benchmarks.md from the measured rows"
+	@echo "make native-cuda  compile the CUDA ops with nvcc: registers, stack, spills, shared memory; needs no GPU"
 	@echo "make aot    compile the Triton kernels for three GPU generations: registers, spills, shared memory"
 	@echo "gpu: not in this version; it says what will bring it"
 
@@ -78,6 +80,11 @@ bench: $(VENV)/.installed
 # Every Triton kernel compiled for sm_80, sm_90 and sm_100, with gates; needs no GPU.
 aot: $(VENV)/.installed-dev
 	env -u TRITON_INTERPRET $(BIN)/python -m javis.kernels.aot $(AOT_ARGS)
+
+# The CUDA ops, for $(CUDA_ARCHS), into javis/lib, with gates on what ptxas says; needs nvcc but no GPU.
+native-cuda: $(VENV)/.installed-dev
+	JAVIS_NATIVE=1 JAVIS_CUDA_ARCHS="$(CUDA_ARCHS)" $(BIN)/python setup.py -q build_ext --inplace
+	$(BIN)/python -m javis.kernels.ptxas --folder build
 
 # docs/benchmarks.md from the rows in benchmarks/results
 docs: $(VENV)/.installed

@@ -244,7 +244,7 @@ class NinjaBuildExt(build_ext):
             f'-DJAVIS_INSTRUCTION_SETS="{" ".join(INSTRUCTION_SETS)}"',
         ]
         host = [build.compile(source, host_flags) for source in HOST_SOURCES]
-        build.edge("link", self.host_path(), [Path(name) for name in host], [])
+        build.edge("link", self.host_path(), [Path(name) for name in host], ["-ldl"])
 
         architectures = cuda_architectures()
         if architectures:
@@ -265,6 +265,9 @@ class NinjaBuildExt(build_ext):
         nvcc = find_nvcc()
         build.use_nvcc(nvcc)
         flags = [*NVCC_FLAGS, *architecture_flags(architectures)]
+        for log in build.folder.glob("*.cu.o.log"):  # of a source that is gone: `make native-cuda` would still count it
+            if log.name.removesuffix(".o.log") not in {source.replace("/", "_") for source in CUDA_SOURCES}:
+                log.unlink()
         objects = [build.compile(source, flags) for source in CUDA_SOURCES]
         facts = [f'-DJAVIS_CUDA_ARCHS="{";".join(architectures)}"']
         objects += [build.compile(source, [*CXX_FLAGS, *torch_flags, *facts]) for source in CUDA_BINDINGS]

@@ -8,10 +8,13 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+from javis.errors import UsageError
 from javis.kernels import native
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,13 +32,78 @@ def undefined_symbols(library: Path) -> list[str]:
     return [line.split(maxsplit=1)[1] for line in listing.splitlines()]
 
 
-@needs_native
-@pytest.mark.skipif(shutil.which("nm") is None, reason="nm is not installed")
-def test_library_needs_only_the_stable_abi() -> None:
-    symbols = undefined_symbols(native.LIBRARY)
+needs_nm = pytest.mark.skipif(shutil.which("nm") is None, reason="nm is not installed")
+needs_cuda_ops = pytest.mark.skipif(native.WHY_NOT_CUDA is not None, reason=str(native.WHY_NOT_CUDA))
+
+
+@needs_nm
+@pytest.mark.parametrize(
+    "library",
+    [
+        pytest.param(native.LIBRARY, marks=needs_native, id="CPU"),
+        pytest.param(native.CUDA_LIBRARY, marks=needs_cuda_ops, id="CUDA"),
+    ],
+)
+def test_library_needs_only_the_stable_abi(library: Path) -> None:
+    symbols = undefined_symbols(library)
     assert any("torch_library_impl" in symbol for symbol in symbols)  # it is a torch library at all
     assert [symbol for symbol in symbols if UNSTABLE.search(symbol)] == []
     assert [symbol for symbol in symbols if re.search(r"\bPy[A-Z_]", symbol)] == []
+
+
+@needs_nm
+@needs_cuda_ops
+def test_the_cuda_library_needs_no_cuda_and_shows_little() -> None:
+    """It loads beside a CPU build of torch; the CUDA runtime inside it cannot be mistaken for torch's."""
+    symbols = undefined_symbols(native.CUDA_LIBRARY)
+    assert [symbol for symbol in symbols if re.match(r"(cu[A-Z]|cuda[A-Z]|__cuda)", symbol)] == []
+    command = ["nm", "-D", "--defined-only", "-C", str(native.CUDA_LIBRARY)]
+    listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    shown = {line.split(maxsplit=2)[2] for line in listing.splitlines() if line.split()[1] == "T"}
+    assert {name for name in shown if not name.startswith("_")} == {
+        "javis_cuda_architectures",
+        "javis_cuda_kernel_attributes",
+    }
+
+
+@pytest.mark.parametrize(
+    ("architectures", "runs", "refused"),
+    [
+        ("80;90a", [(8, 0), (8, 9), (9, 0), (10, 0), (12, 0)], [(7, 5)]),  # 10.0 takes the PTX of 80
+        ("90a", [(9, 0)], [(8, 0), (10, 0)]),
+        ("90;100f", [(9, 0), (10, 0), (10, 3), (12, 0)], [(8, 9)]),
+        ("100f", [(10, 0), (10, 3)], [(9, 0), (11, 0)]),
+    ],
+)
+def test_which_devices_the_cuda_library_runs_on(
+    architectures: str, runs: list[tuple[int, int]], refused: list[tuple[int, int]]
+) -> None:
+    names = architectures.split(";")
+    assert all(native.has_code_for(names, capability) for capability in runs)
+    assert not any(native.has_code_for(names, capability) for capability in refused)
+
+
+def test_kernel_attributes_without_a_gpu_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    why = "without a GPU" if native.WHY_NOT_CUDA is None else "the CUDA ops were not built"
+    with pytest.raises(UsageError, match=why):
+        native.kernel_attributes()
+    monkeypatch.setattr(native, "WHY_NOT_CUDA", "the CUDA ops were not built; how to")
+    with pytest.raises(UsageError, match="the CUDA ops were not built; how to"):
+        native.kernel_attributes()
+    assert native.cuda_architectures() == []
+
+
+@pytest.mark.gpu
+@needs_cuda_ops
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_kernel_attributes() -> None:
+    kernels = native.kernel_attributes(threads=128)
+    assert {kernel["name"].partition("<")[0] for kernel in kernels} >= {"norm_forward", "norm_backward"}
+    for kernel in kernels:
+        assert kernel["local_bytes"] == 0 and kernel["registers"] > 0, kernel
+        assert kernel["threads"] <= kernel["max_threads"] and kernel["blocks_per_multiprocessor"] > 0, kernel
 
 
 def test_the_search_finds_an_unstable_symbol() -> None:
@@ -129,6 +197,25 @@ def test_native_ops_can_be_demanded(source: Path) -> None:
 
 
 @needs_source
+@pytest.mark.parametrize(
+    ("environment", "why"),
+    [
+        ({"JAVIS_CUDA_ARCHS": "90a", "NVCC": "/nonexistent/nvcc"}, "no nvcc: looked for it in /nonexistent/nvcc"),
+        ({"JAVIS_CUDA_ARCHS": "90a", "NVCC": "false"}, "JAVIS_CUDA_ARCHS is set, but .* the compiler failed"),
+        ({"JAVIS_CUDA_ARCHS": "70"}, "JAVIS_CUDA_ARCHS='70': expected 80 or later without a dot"),
+        ({"JAVIS_CUDA_ARCHS": "9.0"}, "JAVIS_CUDA_ARCHS='9.0': expected"),
+    ],
+    ids=["no nvcc", "nvcc fails", "too old", "a dot"],
+)
+def test_cuda_ops_that_were_asked_for_are_not_left_out(source: Path, environment: dict[str, str], why: str) -> None:
+    for path in (source / "csrc").rglob("*.c*"):
+        path.write_text("", encoding="utf-8")  # no need to compile the real ones
+    done = build(source, **environment)
+    assert done.returncode != 0
+    assert re.search(why, done.stdout + done.stderr)
+
+
+@needs_source
 def test_weights_are_shipped(source: Path) -> None:
     weights = source / "javis/weights/demo"
     weights.mkdir(parents=True)
@@ -170,14 +257,16 @@ def test_builds_from_a_clean_copy(source: Path) -> None:
     assert " 2.11 " in printed
 
 
-def test_a_library_that_does_not_load_is_a_reason(tmp_path: Path) -> None:
-    broken = tmp_path / "libjavis_cpu.so"
+@pytest.mark.parametrize("load", [native._load, native._load_cuda], ids=["CPU", "CUDA"])
+def test_a_library_that_does_not_load_is_a_reason(load: Callable[[Path], str | None], tmp_path: Path) -> None:
+    broken = tmp_path / "libjavis_broken.so"
     broken.write_bytes(b"not a library")
-    reason = native._load(broken)
+    reason = load(broken)
     assert reason is not None
     assert "does not load" in reason
     assert "pip install" in reason
-    missing = native._load(tmp_path / "nowhere.so")
+    assert ("JAVIS_CUDA_ARCHS" in reason) is (load is native._load_cuda)
+    missing = load(tmp_path / "nowhere.so")
     assert missing is not None
     assert "not built" in missing
 
@@ -194,4 +283,11 @@ def test_the_list_of_ops_is_that_of_the_registration(path: str, ops: tuple[str, 
 def test_a_library_of_an_earlier_version_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "OPS", ("ada_layer_norm", "op_of_tomorrow"))
     reason = native._load(native.LIBRARY)
+    assert reason is not None and "earlier version: it lacks op_of_tomorrow; build" in reason
+
+
+@needs_cuda_ops
+def test_a_cuda_library_of_an_earlier_version_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "CUDA_OPS", ("ada_layer_norm", "op_of_tomorrow"))
+    reason = native._load_cuda(native.CUDA_LIBRARY)
     assert reason is not None and "earlier version: it lacks op_of_tomorrow; build" in reason

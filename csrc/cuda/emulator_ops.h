@@ -256,5 +256,9 @@ const char* launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t 
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return nullptr;
   return emulator::run(grid, block, dynamic_shared, [&] { kernel(arguments...); });
 }
+template <auto KERNEL, typename... Arguments>
+const char* launch(dim3 grid, dim3 block, size_t dynamic_shared, void* stream, const Arguments&... arguments) {
+  return launch(KERNEL, grid, block, dynamic_shared, stream, arguments...);
+}
 
 }  // namespace javis::cuda

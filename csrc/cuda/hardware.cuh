@@ -204,6 +204,26 @@ __device__ __forceinline__ void ldmatrix_trans(uint32_t (&out)[1], const void* r
 
 // --- launching -----------------------------------------------------------------------------------------------------------
 
+// The kernels of this library, for attributes.cu: all that are launched as launch<kernel>(...).
+struct KernelEntry;
+inline const KernelEntry*& kernel_list() {
+  static const KernelEntry* first = nullptr;
+  return first;
+}
+struct KernelEntry {
+  const char* name;
+  const void* kernel;
+  const KernelEntry* next;
+  KernelEntry(const char* name_, const void* kernel_) : name(name_), kernel(kernel_), next(kernel_list()) {
+    kernel_list() = this;
+  }
+};
+template <auto KERNEL>
+struct Listed {
+  static const char* name() { return __PRETTY_FUNCTION__; }
+  static inline const KernelEntry entry{name(), reinterpret_cast<const void*>(KERNEL)};
+};
+
 // Runs the kernel on the stream; null, or why it could not be started. An empty grid is not launched.
 template <typename... Parameters, typename... Arguments>
 const char* launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t dynamic_shared, void* stream,
@@ -221,6 +241,13 @@ const char* launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t 
   kernel<<<grid, block, dynamic_shared, static_cast<cudaStream_t>(stream)>>>(arguments...);
   const cudaError_t started = cudaGetLastError();
   return started == cudaSuccess ? nullptr : cudaGetErrorString(started);
+}
+
+// The same for a kernel that is to be in the list.
+template <auto KERNEL, typename... Arguments>
+const char* launch(dim3 grid, dim3 block, size_t dynamic_shared, void* stream, const Arguments&... arguments) {
+  (void)&Listed<KERNEL>::entry;
+  return launch(KERNEL, grid, block, dynamic_shared, stream, arguments...);
 }
 
 }  // namespace javis::cuda

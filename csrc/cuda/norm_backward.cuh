@@ -181,10 +181,10 @@ template <typename T, bool HAS_H, bool HAS_GATE>
 const char* launch_norm_backward_as(const NormBackward& p, void* stream) {
   const unsigned threads = static_cast<unsigned>((p.width / kChunk + kWarp - 1) / kWarp * kWarp);
   const dim3 grid(static_cast<unsigned>(p.batch * p.frames * p.parts));
-  if (const char* problem = launch(norm_backward<T, HAS_H, HAS_GATE>, grid, dim3(threads), 0, stream, p)) return problem;
+  if (const char* problem = launch<norm_backward<T, HAS_H, HAS_GATE>>(grid, dim3(threads), 0, stream, p)) return problem;
   const dim3 columns(static_cast<unsigned>((p.width + kWarp - 1) / kWarp), HAS_GATE ? 3 : 2, static_cast<unsigned>(p.batch));
-  if (p.float_modulation != 0) return launch(norm_sum_partials<float>, columns, dim3(kWarp * kSumRows), 0, stream, p);
-  return launch(norm_sum_partials<T>, columns, dim3(kWarp * kSumRows), 0, stream, p);
+  if (p.float_modulation != 0) return launch<norm_sum_partials<float>>(columns, dim3(kWarp * kSumRows), 0, stream, p);
+  return launch<norm_sum_partials<T>>(columns, dim3(kWarp * kSumRows), 0, stream, p);
 }
 
 template <typename T, bool HAS_H>

@@ -226,8 +226,8 @@ template <typename T, int V, int W, bool HAS_H>
 const char* launch_norm_forward_as(const NormForward& p, void* stream) {
   constexpr int kRows = kForwardThreads / (kWarp * W);
   const dim3 grid(static_cast<unsigned>((p.batch * p.tokens + kRows - 1) / kRows));
-  if (p.fp8 == kNoFp8) return launch(norm_forward<T, V, W, HAS_H, false>, grid, dim3(kForwardThreads), 0, stream, p);
-  return launch(norm_forward<T, V, W, HAS_H, true>, grid, dim3(kForwardThreads), 0, stream, p);
+  if (p.fp8 == kNoFp8) return launch<norm_forward<T, V, W, HAS_H, false>>(grid, dim3(kForwardThreads), 0, stream, p);
+  return launch<norm_forward<T, V, W, HAS_H, true>>(grid, dim3(kForwardThreads), 0, stream, p);
 }
 
 template <typename T, bool HAS_H>

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 import javis
+from javis.errors import UsageError
 
 _PACKAGE = Path(javis.__file__).parent
 LIBRARY = _PACKAGE / "lib" / "libjavis_cpu.so"
@@ -99,12 +100,53 @@ def why_not_cuda(*tensors: torch.Tensor | None, dtypes: tuple[torch.dtype, ...])
             return f"needs CUDA tensors, got one on {tensor.device}"
     if WHY_NOT_CUDA is not None:
         return WHY_NOT_CUDA
+    if first.is_cuda:
+        # Asked outside of torch.compile, which cannot trace it; inside, an eager call has usually asked before.
+        if first.device.index not in _NO_CODE and not torch.compiler.is_compiling():
+            _NO_CODE[first.device.index] = _why_no_code(torch.cuda.get_device_capability(first.device))
+        reason = _NO_CODE.get(first.device.index)
+        if reason is not None:
+            return reason
     if first.dtype not in dtypes:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         return f"no {str(first.dtype).removeprefix('torch.')} kernel, only {names}"
     if any(tensor is not None and tensor.dtype == torch.float64 for tensor in tensors):
         return "an argument is float64, which the kernel would round to float32"
     return None
+
+
+_NO_CODE: dict[int | None, str | None] = {}  # device -> why the library cannot run there
+
+
+def _why_no_code(capability: tuple[int, int]) -> str | None:
+    """Why the CUDA library has no code for this compute capability, or None."""
+    names = cuda_architectures()
+    if has_code_for(names, capability):
+        return None
+    compiled = ", ".join(f"sm_{name}" for name in names)
+    return f"the CUDA ops were built for {compiled}, this device is sm_{capability[0]}{capability[1]}"
+
+
+def has_code_for(architectures: list[str], capability: tuple[int, int]) -> bool:
+    """Whether one of these architectures, as setup.py compiles them, runs on a device of this compute capability.
+
+    "80": that one and later ones of its generation. "90a": that one alone. "100f": that one and later ones of its
+    family. Of the first without a letter there is also PTX, which every later device takes.
+    """
+    portable = True
+    for name in architectures:
+        digits = name.rstrip("af")
+        major, minor = int(digits[:-1]), int(digits[-1])
+        if name.endswith("a"):
+            fits = capability == (major, minor)
+        else:
+            fits = capability[0] == major and capability[1] >= minor
+            if name.isdigit():
+                fits = fits or (portable and capability >= (major, minor))
+                portable = False
+        if fits:
+            return True
+    return False
 
 
 def cuda_architectures() -> list[str]:
@@ -125,6 +167,32 @@ def cpu_isa() -> str | None:
     function.restype = ctypes.c_char_p
     name: bytes = function()
     return name.decode()
+
+
+def kernel_attributes(threads: int = 0) -> list[dict[str, Any]]:
+    """What the current GPU says of each compiled CUDA kernel.
+
+    Keys: ``name``, ``registers`` and ``local_bytes`` (per thread), ``shared_bytes`` (static, per block),
+    ``max_threads``, ``binary_version`` and ``ptx_version`` (90: compute capability 9.0), and for blocks of ``threads``
+    threads (0 or too many: ``max_threads``) ``threads`` and ``blocks_per_multiprocessor``.
+
+    Raises:
+        UsageError: the CUDA ops or the ``javis._host`` module were not built, or there is no GPU.
+    """
+    if WHY_NOT_CUDA is not None:
+        raise UsageError(WHY_NOT_CUDA)
+    try:
+        from javis import _host
+    except ImportError as error:
+        raise UsageError(f"javis._host is missing ({error}); {HOW_TO_BUILD}") from error
+    try:
+        kernels: list[dict[str, Any]] = _host.kernel_attributes(str(CUDA_LIBRARY), threads)
+    except RuntimeError as error:
+        raise UsageError(f"the kernels cannot be asked without a GPU that runs them: {error}") from error
+    for kernel in kernels:  # "... [with auto KERNEL = javis::cuda::norm_forward<...>; ...]" and the like
+        name = kernel["name"].partition("KERNEL = ")[2].rpartition("]")[0]
+        kernel["name"] = name.removeprefix("&").replace("javis::cuda::", "").replace("{anonymous}::", "")
+    return sorted(kernels, key=lambda kernel: kernel["name"])
 
 
 def build_info() -> dict[str, str]:
