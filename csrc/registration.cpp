@@ -11,6 +11,7 @@
 #include "cpu/temporal_attention.h"
 #include "cpu/bias_gelu.h"
 #include "cpu/group_softmax.h"
+#include "cpu/qk_norm_rope.h"
 
 STABLE_TORCH_LIBRARY(javis_native, m) {
   m.def(
@@ -40,6 +41,10 @@ STABLE_TORCH_LIBRARY(javis_native, m) {
   m.def("bias_gelu(Tensor z, Tensor? bias) -> Tensor");
   m.def("bias_gelu_(Tensor(a!) z, Tensor? bias) -> ()");
   m.def("bias_gelu_backward(Tensor dy, Tensor z, Tensor? bias) -> Tensor");
+  m.def("qk_norm_rope(Tensor q, Tensor k, Tensor? weights, Tensor? cos, Tensor? sin, float eps) -> (Tensor q, Tensor k)");
+  m.def(
+      "qk_norm_rope_backward(Tensor dq, Tensor dk, Tensor q, Tensor k, Tensor? weights, Tensor? cos, Tensor? sin, float eps)"
+      " -> (Tensor dq, Tensor dk, Tensor dweights)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(javis_native, CPU, m) {
@@ -55,4 +60,6 @@ STABLE_TORCH_LIBRARY_IMPL(javis_native, CPU, m) {
   m.impl("bias_gelu", TORCH_BOX(&javis::cpu::bias_gelu));
   m.impl("bias_gelu_", TORCH_BOX(&javis::cpu::bias_gelu_));
   m.impl("bias_gelu_backward", TORCH_BOX(&javis::cpu::bias_gelu_backward));
+  m.impl("qk_norm_rope", TORCH_BOX(&javis::cpu::qk_norm_rope));
+  m.impl("qk_norm_rope_backward", TORCH_BOX(&javis::cpu::qk_norm_rope_backward));
 }

@@ -1,8 +1,8 @@
 """Ops of the diffusion transformer with interchangeable backends.
 
 Each op is one function whose docstring is its contract, and runs on the fastest backend that can take the call, on the
-one named by ``backend=``, inside ``use_backend(...)``, or by the environment variable ``JAVIS_BACKEND``. The model does
-not import this package; it is handed the ops: ``ModelOps(**fused_ops())``.
+one named by ``backend=``. ``use_backend(...)`` and the environment variable ``JAVIS_BACKEND`` name one for all ops that
+have it. The model does not import this package; it is handed the ops: ``ModelOps(**fused_ops())``.
 
 Read next: backend.py (the choice), ops/ada_layer_norm/api.py (an op from contract to kernel), registry.py (all ops).
 """

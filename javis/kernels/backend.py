@@ -29,14 +29,16 @@ Check = Callable[..., "str | None"]
 # Read from the environment once, when the package is imported.
 _default: Backend = Backend.parse(os.environ.get("JAVIS_BACKEND") or "auto")
 _explained: set[tuple[str, Backend]] = set()
+_left_alone: set[tuple[str, Backend]] = set()
 
 
 @contextmanager
 def use_backend(backend: Backend | str) -> Iterator[None]:
     """Run the ops called inside with ``backend``, unless a call names another one.
 
-    Holds for the whole process, other threads included. Raises UsageError for an unknown name; a backend that cannot
-    run a call raises there.
+    Holds for the whole process, other threads included. An op that has no such implementation at all is left at
+    ``auto`` and says so once in the log: no backend has every op. Raises UsageError for an unknown name; a backend that
+    the op has and that cannot run a call raises there.
     """
     global _default
     previous, _default = _default, Backend.parse(backend)
@@ -77,7 +79,8 @@ def select(op: str, checks: Mapping[Backend, Check], *args: object, backend: Bac
         op: name of the op, for messages.
         checks: fastest first, as far as nothing was measured; the last one accepts every valid call.
         args: what the checks look at.
-        backend: a name, or ``"auto"``: then ``use_backend`` or ``JAVIS_BACKEND`` decides, and after them the table.
+        backend: a name, or ``"auto"``: then ``use_backend`` or ``JAVIS_BACKEND`` decides if the op has that backend,
+            and after them the table.
 
     Raises:
         UsageError: the named backend is unknown or cannot run this call, or the table of measured choices is unusable.
@@ -87,6 +90,9 @@ def select(op: str, checks: Mapping[Backend, Check], *args: object, backend: Bac
     _one_device(op, args)
     if wanted is Backend.AUTO:
         wanted = _default
+        if wanted is not Backend.AUTO and wanted not in checks:
+            _say_once(op, wanted)
+            wanted = Backend.AUTO
     if wanted is not Backend.AUTO:
         reason = why_not(checks, wanted, *args)
         if reason is not None:
@@ -115,6 +121,12 @@ def _one_device(op: str, args: tuple[object, ...]) -> None:
                     f"{op}: expected all tensors on {first.device} like the first, got {shape} on {arg.device}"
                 )
             first = arg if first is None else first
+
+
+def _say_once(op: str, wanted: Backend) -> None:
+    if not torch.compiler.is_compiling() and (op, wanted) not in _left_alone:
+        _left_alone.add((op, wanted))
+        logger.info("%s: has no %s implementation, so that default leaves it at auto", op, wanted.value)
 
 
 def _explain_once(

@@ -33,6 +33,8 @@ OPS = (
     "bias_gelu",
     "bias_gelu_",
     "bias_gelu_backward",
+    "qk_norm_rope",
+    "qk_norm_rope_backward",
 )
 CUDA_LIBRARY = LIBRARY.with_name("libjavis_cuda.so")
 # What csrc/cuda/registration.cpp defines.

@@ -24,6 +24,8 @@ def prefer(backend: Backend) -> tuple[ModelOps, Counter[str]]:
 
     def choosing(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
+            if backend not in OPS[name].checks:
+                return function(*args, **kwargs)
             try:
                 with use_backend(backend):
                     result = function(*args, **kwargs)

@@ -72,6 +72,20 @@ def test_use_backend_nests_and_ends_with_its_block() -> None:
         select("op", checks, backend="auto")
 
 
+def test_a_default_is_for_the_ops_that_have_it(caplog: pytest.LogCaptureFixture) -> None:
+    checks = table(cuda="no GPU", triton=None, reference=None)
+    with caplog.at_level(logging.INFO, logger="javis.kernels.backend"), use_backend("cpu"):
+        for _ in range(2):
+            assert select("op without a CPU kernel", checks, backend="auto") is Backend.TRITON
+        with pytest.raises(UsageError, match="backend 'cpu' cannot run this call: this op has no such implementation"):
+            select("op without a CPU kernel", checks, backend="cpu")  # named by the call: runs or raises
+        with pytest.raises(UsageError, match="backend 'cpu' cannot run this call: not built"):
+            select("op with one", table(cpu="not built", reference=None), backend="auto")
+    assert [r.getMessage() for r in caplog.records if "no cpu" in r.getMessage()] == [
+        "op without a CPU kernel: has no cpu implementation, so that default leaves it at auto"
+    ]
+
+
 def test_an_unknown_name_lists_the_valid_ones() -> None:
     for attempt in (lambda: select("op", table(reference=None), backend="gpu"), lambda: use_backend("gpu").__enter__()):
         with pytest.raises(UsageError, match=r"unknown backend 'gpu': expected one of auto, cuda, triton, cpu"):

@@ -91,7 +91,7 @@ def test_temporal_is_within_budget(shape: dict[str, Any], dtype: torch.dtype, ba
 
 
 @pytest.mark.usefixtures("poison")
-@pytest.mark.parametrize("backend", [TRITON, "sdpa"])
+@pytest.mark.parametrize("backend", [NATIVE, TRITON, "sdpa"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SPATIAL, ids=lambda s: "-".join(map(str, s.values())))
 def test_spatial_is_within_budget(shape: dict[str, Any], dtype: torch.dtype, backend: str) -> None:
@@ -144,7 +144,7 @@ def test_large_scores_do_not_overflow(backend: str) -> None:
     torch.testing.assert_close(y[0], v[(q @ k.T).argmax(1)])
 
 
-@pytest.mark.parametrize("backend", [TRITON, "sdpa", "reference"])
+@pytest.mark.parametrize("backend", [NATIVE, TRITON, "sdpa", "reference"])
 def test_large_scores_of_long_sequences_do_not_overflow(backend: str) -> None:
     """The same over three blocks of keys: the one key may be in the first, with far smaller scores after it."""
     (qkv, axis), _ = case(axis="spatial", frames=1, places=130, heads=1, size=16).inputs()
@@ -232,9 +232,8 @@ def test_time_and_place_are_told_apart(backend: str) -> None:
     qkv[0, :, :, 2, 0] = (10 * torch.arange(2)[:, None] + torch.arange(3))[:, :, None].float()
     y = factorized_attention(qkv, "temporal", backend=backend)
     torch.testing.assert_close(y[0, :, 0], torch.tensor([5.0, 6, 7, 5, 6, 7]))
-    if backend != "cpu":
-        y = factorized_attention(qkv, "spatial", backend=backend)
-        torch.testing.assert_close(y[0, :, 0], torch.tensor([1.0, 1, 1, 11, 11, 11]))
+    y = factorized_attention(qkv, "spatial", backend=backend)
+    torch.testing.assert_close(y[0, :, 0], torch.tensor([1.0, 1, 1, 11, 11, 11]))
 
 
 # 10. On a GPU ---------------------------------------------------------------------------------------------------------

@@ -21,10 +21,13 @@ from tests.kernels.calls import ops_that_ran
 from tests.kernels.test_factorized_attention import NATIVE, TRITON, case, needs_native, needs_triton, op, results, run
 
 NATIVE_OPS = ["javis_native::temporal_attention", "javis_native::temporal_attention_backward"]
+SPATIAL_OPS = ["javis_native::qk_norm_rope", "javis_native::qk_norm_rope_backward"]  # before and after the library's
+BEFORE_LIBRARY = SPATIAL_OPS if native.WHY_NOT is None else []
 TRITON_OPS = ["javis::factorized_attention", "javis::factorized_attention_backward"]
 # The axes that each backend has kernels for.
 AXES = [
     pytest.param("cpu", "temporal", marks=needs_native),
+    pytest.param("cpu", "spatial", marks=needs_native),
     pytest.param("triton", "temporal", marks=needs_triton),
     pytest.param("triton", "spatial", marks=needs_triton),
     ("sdpa", "temporal"),
@@ -145,7 +148,7 @@ def test_nothing_is_written_outside(backend: str) -> None:
     ("backend", "axis", "dtype"),
     [
         ("auto", "temporal", torch.float32),  # native
-        ("auto", "spatial", torch.float32),  # sdpa
+        ("auto", "spatial", torch.float32),  # native, then the library
         ("auto", "temporal", torch.float64),  # the reference
         pytest.param("triton", "temporal", torch.float32, marks=needs_triton),
         pytest.param("triton", "spatial", torch.float32, marks=needs_triton),
@@ -165,6 +168,8 @@ def test_compiles_to_one_graph(backend: str, axis: str, dtype: torch.dtype) -> N
         assert ran == TRITON_OPS
     elif axis == "temporal" and dtype is torch.float32 and native.WHY_NOT is None:
         assert ran == NATIVE_OPS
+    elif dtype is torch.float32:
+        assert ran == BEFORE_LIBRARY
     else:
         assert ran == []
 
@@ -184,7 +189,7 @@ def test_the_named_backend_is_the_one_that_runs(monkeypatch: pytest.MonkeyPatch)
     sdpa = "aten::scaled_dot_product_attention"
     for backend, shape, uses in (("sdpa", made, True), ("auto", spatial, True), ("reference", made, False)):
         assert (sdpa in ops_that_ran(lambda s=shape, b=backend: results(op(b), s), prefix="aten::scaled")) is uses
-        assert ops_that_ran(lambda s=shape, b=backend: results(op(b), s)) == []
+        assert ops_that_ran(lambda s=shape, b=backend: results(op(b), s)) == (BEFORE_LIBRARY if uses else [])
     with use_backend("sdpa"):
         assert sdpa in ops_that_ran(lambda: results(factorized_attention, made), prefix="aten::scaled")
 
@@ -194,7 +199,7 @@ def test_the_named_backend_is_the_one_that_runs(monkeypatch: pytest.MonkeyPatch)
     [
         ("cuda", "temporal", torch.float32, "no CUDA kernel in this version"),
         ("flash_attn", "spatial", torch.bfloat16, "flash-attn is not installed|needs a CUDA device"),
-        ("cpu", "spatial", torch.float32, "only the temporal axis|not built"),
+        ("cpu", "spatial", torch.float64, "float64|not built"),
         ("cpu", "temporal", torch.float16, "float16|not built"),
         ("triton", "temporal", torch.float64, "float64|not installed"),
         ("sdpa", "spatial", torch.float64, "by the reference"),
@@ -204,8 +209,9 @@ def test_a_backend_that_cannot_run_says_why(backend: str, axis: str, dtype: torc
     (qkv, _), _ = case(dtype, axis=axis, frames=1, places=2, heads=1, size=8).inputs()
     with pytest.raises(UsageError, match=why):
         factorized_attention(qkv, axis, backend=backend)
-    with use_backend(backend), pytest.raises(UsageError, match=why):
-        factorized_attention(qkv, axis)
+    if "no such implementation" not in why:  # a default that an op does not have leaves it at auto
+        with use_backend(backend), pytest.raises(UsageError, match=why):
+            factorized_attention(qkv, axis)
 
 
 def test_flash_attn_says_what_it_cannot_take(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -255,8 +255,9 @@ def test_a_backend_that_cannot_run_says_why(backend: str, shape: dict[str, Any],
     args, kwargs = case(**({"tokens": 2, "heads": 1, "size": 8, "keys": 3} | shape)).inputs()
     with pytest.raises(UsageError, match=why):
         folded_prior_injection(*args, **kwargs, backend=backend)
-    with use_backend(backend), pytest.raises(UsageError, match=why):
-        folded_prior_injection(*args, **kwargs)
+    if "no such implementation" not in why:  # a default that an op does not have leaves it at auto
+        with use_backend(backend), pytest.raises(UsageError, match=why):
+            folded_prior_injection(*args, **kwargs)
     assert folded_prior_injection(*args, **kwargs).dtype == args[0].dtype
 
 

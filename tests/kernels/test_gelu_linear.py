@@ -237,8 +237,9 @@ def test_a_backend_that_cannot_run_says_why(backend: str, dtype: torch.dtype, wh
     args, _ = case(dtype, tokens=2, width=4, out=3).inputs()
     with pytest.raises(UsageError, match=why):
         gelu_linear(*args, backend=backend)
-    with use_backend(backend), pytest.raises(UsageError, match=why):
-        gelu_linear(*args)
+    if "no such implementation" not in why:  # a default that an op does not have leaves it at auto
+        with use_backend(backend), pytest.raises(UsageError, match=why):
+            gelu_linear(*args)
     assert gelu_linear(*args).dtype == dtype
 
 

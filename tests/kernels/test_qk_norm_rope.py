@@ -12,19 +12,27 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from javis.errors import UsageError
-from javis.kernels import use_backend
+from javis.kernels import native, use_backend
 from javis.kernels.ops.qk_norm_rope.api import prepare, qk_norm_rope
 from javis.kernels.ops.qk_norm_rope.cases import QkNormRopeCase
 from javis.kernels.testing import assert_within_budget
 from javis.kernels.triton_support import HAS_TRITON
 from javis.model.ops import apply_rope
-from tests.kernels.calls import ops_that_ran
+from tests.kernels.calls import ops_that_ran, run_on_isa
 
 needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
+needs_native = pytest.mark.skipif(native.WHY_NOT is not None, reason=str(native.WHY_NOT))
 triton_op = partial(qk_norm_rope, backend="triton")
+native_op = partial(qk_norm_rope, backend="cpu")
 reference = partial(qk_norm_rope, backend="reference")
 DTYPES = [torch.float32, torch.bfloat16]
-BOTH = ["javis::qk_norm_rope", "javis::qk_norm_rope_backward"]
+BOTH = {
+    "triton": ["javis::qk_norm_rope", "javis::qk_norm_rope_backward"],
+    "cpu": ["javis_native::qk_norm_rope", "javis_native::qk_norm_rope_backward"],
+}
+AUTO = "cpu" if native.WHY_NOT is None else "reference"
+KERNELS = [pytest.param("triton", marks=needs_triton), pytest.param("cpu", marks=needs_native)]
+EVERY = ["reference", *KERNELS]
 
 # One row; a head in one padded tile (6), in two (72, 24); more rows (96) than one program has; without norm, rotation.
 SHAPES: list[dict[str, Any]] = [
@@ -32,6 +40,12 @@ SHAPES: list[dict[str, Any]] = [
     {"axis": "temporal", "batch": 2, "frames": 3, "places": 4, "heads": 2, "size": 72, "rope": True},
     {"axis": "spatial", "batch": 2, "frames": 2, "places": 8, "heads": 3, "size": 24},
     {"axis": "spatial", "batch": 1, "frames": 2, "places": 3, "heads": 1, "size": 16, "norm": False, "rope": True},
+]
+# For the native kernel: several blocks of 64 tokens, of which the last is not full; heads of an odd size; the widest.
+NATIVE_SHAPES: list[dict[str, Any]] = [
+    {"axis": "spatial", "batch": 2, "frames": 3, "places": 25, "heads": 2, "size": 72},
+    {"axis": "temporal", "batch": 1, "frames": 3, "places": 2, "heads": 2, "size": 7},
+    {"axis": "spatial", "batch": 1, "frames": 1, "places": 2, "heads": 1, "size": 256, "rope": True},
 ]
 
 
@@ -68,18 +82,57 @@ def results(
 # 1. Budget ------------------------------------------------------------------------------------------------------------
 
 
+def hold_to_the_budget(backend: str, shape: dict[str, Any], dtype: torch.dtype) -> None:
+    made = case(dtype, **shape)
+    exact, same_dtype = results(reference, made, torch.float64), results(reference, made)
+    for name, value in results(partial(qk_norm_rope, backend=backend), made).items():
+        assert_within_budget(name, value, exact[name], same_dtype[name])
+
+
 @needs_triton
 @pytest.mark.usefixtures("poison")
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "-".join(map(str, s.values())))
 def test_is_within_budget(shape: dict[str, Any], dtype: torch.dtype) -> None:
-    made = case(dtype, **shape)
-    exact, same_dtype = results(reference, made, torch.float64), results(reference, made)
-    for name, value in results(triton_op, made).items():
-        assert_within_budget(name, value, exact[name], same_dtype[name])
+    hold_to_the_budget("triton", shape, dtype)
 
 
-@pytest.mark.parametrize("backend", ["reference", pytest.param("triton", marks=needs_triton)])
+@needs_native
+@pytest.mark.usefixtures("poison")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES, *NATIVE_SHAPES], ids=lambda s: "-".join(map(str, s.values())))
+def test_native_is_within_budget(shape: dict[str, Any], dtype: torch.dtype) -> None:
+    hold_to_the_budget("cpu", shape, dtype)
+
+
+@needs_native
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+def test_each_instruction_set_is_within_budget(isa: str) -> None:
+    run_on_isa(
+        isa,
+        "import tests.kernels.test_qk_norm_rope as t\n"
+        "for dtype in t.DTYPES:\n"
+        "    for shape in (*t.SHAPES, *t.NATIVE_SHAPES): t.hold_to_the_budget('cpu', shape, dtype)\n",
+    )
+
+
+@needs_native
+def test_result_does_not_depend_on_threads() -> None:
+    """More tokens than two blocks, so that the sums for the weights go through both stages."""
+    made = case(axis="temporal", batch=2, frames=5, places=15, heads=2, size=10, rope=True)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            found.append(results(native_op, made))
+    finally:
+        torch.set_num_threads(before)
+    for name, value in found[0].items():
+        assert torch.equal(value, found[1][name]), name
+        assert torch.equal(value, found[2][name]), name
+
+
+@pytest.mark.parametrize("backend", EVERY)
 @pytest.mark.parametrize("axis", ["temporal", "spatial"])
 def test_equals_pytorch(axis: str, backend: str) -> None:
     """Against F.rms_norm and the model's own rotation, in the layout that attention libraries take."""
@@ -92,7 +145,7 @@ def test_equals_pytorch(axis: str, backend: str) -> None:
     assert torch.equal(v, rows[:, :, :, 2].flatten(0, 1))
 
 
-@pytest.mark.parametrize("backend", ["reference", pytest.param("triton", marks=needs_triton)])
+@pytest.mark.parametrize("backend", EVERY)
 def test_nan_stays_in_its_row(backend: str) -> None:
     (qkv, axis), kwargs = case(frames=1, places=3, heads=2, size=8).inputs()
     qkv[0, 0, 1, 0, 1, 3] = float("nan")
@@ -105,27 +158,28 @@ def test_nan_stays_in_its_row(backend: str) -> None:
 # 2. to 4. Layouts, empty batches, registration ------------------------------------------------------------------------
 
 
-@needs_triton
 @pytest.mark.usefixtures("poison")
+@pytest.mark.parametrize("backend", KERNELS)
 @pytest.mark.parametrize("axis", ["temporal", "spatial"])
-def test_non_contiguous_inputs_give_the_same(axis: str) -> None:
+def test_non_contiguous_inputs_give_the_same(axis: str, backend: str) -> None:
+    function = partial(qk_norm_rope, backend=backend)
     (qkv, _), kwargs = case(axis=axis, batch=2, frames=2, places=3, heads=1, size=16, rope=True).inputs()
     wide = torch.full((2, 2, 3, 3, 3, 16), float("nan"))
     wide[:, :, :, :, 1:2] = qkv
-    expected = run(triton_op, qkv, axis, kwargs)
+    expected = run(function, qkv, axis, kwargs)
     for name, layout in {
         "heads of a wider tensor": wide[:, :, :, :, 1:2],
         "places first": qkv.transpose(1, 2).contiguous().transpose(1, 2),
         "values first": qkv.transpose(3, 5).contiguous().transpose(3, 5),
         "offset by one value": torch.cat((torch.zeros(1), qkv.flatten()))[1:].view(qkv.shape),
     }.items():
-        for key, value in run(triton_op, layout, axis, kwargs).items():
+        for key, value in run(function, layout, axis, kwargs).items():
             torch.testing.assert_close(value, expected[key], rtol=1e-6, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
     assert wide[:, :, :, :, 0].isnan().all()
     assert wide[:, :, :, :, 2].isnan().all()
 
 
-@pytest.mark.parametrize("backend", ["reference", pytest.param("triton", marks=needs_triton)])
+@pytest.mark.parametrize("backend", EVERY)
 @pytest.mark.parametrize("sizes", [(0, 3, 4), (2, 3, 0), (2, 0, 4)])
 def test_nothing_to_do(backend: str, sizes: tuple[int, int, int]) -> None:
     weights = {"q_weight": torch.ones(8), "k_weight": torch.ones(8)}
@@ -134,11 +188,11 @@ def test_nothing_to_do(backend: str, sizes: tuple[int, int, int]) -> None:
     assert torch.equal(found["dq_weight"], torch.zeros(8))
 
 
-@needs_triton
+@pytest.mark.parametrize("backend", KERNELS)
 @pytest.mark.parametrize("permuted", [False, True])
 @pytest.mark.parametrize("bare", [False, True])
-def test_opcheck(permuted: bool, bare: bool) -> None:
-    ops = torch.ops.javis
+def test_opcheck(permuted: bool, bare: bool, backend: str) -> None:
+    ops = torch.ops.javis_native if backend == "cpu" else torch.ops.javis
     (qkv, _), kwargs = case(batch=1, frames=2, places=3, heads=2, size=8, rope=True).inputs()
     q, k, _ = (qkv.transpose(1, 2).contiguous().transpose(1, 2) if permuted else qkv).unbind(3)
     dq, dk = (torch.randn(2, 3, 2, 8) for _ in range(2))
@@ -151,10 +205,33 @@ def test_opcheck(permuted: bool, bare: bool) -> None:
     torch.library.opcheck(ops.qk_norm_rope_backward.default, (dq, dk, *args), test_utils=tests)
 
 
+@needs_native
+def test_native_op_refuses_what_the_api_never_sends() -> None:
+    q, weights, table = torch.zeros(1, 2, 3, 2, 8), torch.ones(2, 8), torch.zeros(3, 4)
+    wrong = {
+        "expected 5": (q[0], q[0], None, None, None),
+        "float32 or bfloat16": (q.double(), q.double(), None, None, None),
+        "heads of 300 values": (q.new_zeros(1, 1, 1, 1, 300), q.new_zeros(1, 1, 1, 1, 300), None, None, None),
+        "k has size": (q, q[:, :1], None, None, None),
+        "k has the wrong dtype": (q, q.bfloat16(), None, None, None),
+        "weights has size": (q, q, weights[:, :7], None, None),
+        "weights must be contiguous": (q, q, weights.t().contiguous().t(), None, None),
+        "both of cos and sin": (q, q, None, table, None),
+        "sin has size": (q, q, None, table, table[:2]),
+        "cos has the wrong dtype": (q, q, None, table.double(), table),
+        "heads of an even size": (q[..., :7], q[..., :7], None, table, table),
+    }
+    for message, args in wrong.items():
+        with pytest.raises(RuntimeError, match=message):
+            torch.ops.javis_native.qk_norm_rope(*args, 1e-6)
+    with pytest.raises(RuntimeError, match="dk has size"):
+        torch.ops.javis_native.qk_norm_rope_backward(q[0], q[0, :, :2], q, q, weights, None, None, 1e-6)
+
+
 # 5. torch.compile -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("backend", ["auto", pytest.param("triton", marks=needs_triton)])
+@pytest.mark.parametrize("backend", ["auto", *EVERY])
 def test_compiles_to_one_graph(backend: str) -> None:
     torch.compiler.reset()
     made = case(axis="temporal", batch=1, frames=2, places=2, heads=1, size=8, rope=True)
@@ -164,26 +241,26 @@ def test_compiles_to_one_graph(backend: str) -> None:
     ran = ops_that_ran(lambda: found.update(results(compiled, made)))
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, msg=lambda m, name=name: f"{name}: {m}")
-    assert ran == (BOTH if backend == "triton" else [])
+    assert ran == BOTH.get(AUTO if backend == "auto" else backend, [])
 
 
 # 6. and 7. The choice -------------------------------------------------------------------------------------------------
 
 
-@needs_triton
-def test_the_named_backend_is_the_one_that_runs() -> None:
+@pytest.mark.parametrize("backend", EVERY)
+def test_the_named_backend_is_the_one_that_runs(backend: str) -> None:
     made = case(frames=1, places=2, heads=1, size=8)
-    assert ops_that_ran(lambda: results(triton_op, made)) == BOTH
-    assert ops_that_ran(lambda: results(reference, made)) == []
-    assert ops_that_ran(lambda: results(qk_norm_rope, made)) == []  # auto never interprets
-    with use_backend("triton"):
-        assert ops_that_ran(lambda: results(qk_norm_rope, made)) == BOTH
+    ran = BOTH.get(backend, [])
+    assert ops_that_ran(lambda: results(partial(qk_norm_rope, backend=backend), made)) == ran
+    with use_backend(backend):
+        assert ops_that_ran(lambda: results(qk_norm_rope, made)) == ran
+    assert ops_that_ran(lambda: results(qk_norm_rope, made)) == BOTH.get(AUTO, [])  # auto never interprets
 
 
 def test_attention_of_a_library_is_prepared_whatever_the_default() -> None:
     (qkv, axis), kwargs = case(frames=1, places=2, heads=1, size=8, rope=True).inputs()
-    with use_backend("sdpa"):
-        with pytest.raises(UsageError, match="no such implementation"):
+    with use_backend("cuda"):
+        with pytest.raises(UsageError, match="no CUDA kernel"):
             qk_norm_rope(qkv, axis, **kwargs)
         found = prepare(qkv, axis, kwargs["q_weight"], kwargs["k_weight"], kwargs["rope"], 1e-6)
     for got, expected in zip(found, reference(qkv, axis, **kwargs), strict=True):
@@ -196,15 +273,29 @@ def test_attention_of_a_library_is_prepared_whatever_the_default() -> None:
         ("cuda", torch.float32, 8, "no CUDA kernel in this version"),
         ("triton", torch.float64, 8, "float64|not installed"),
         ("triton", torch.float32, 130, "at most 128|not installed"),
-        ("cpu", torch.float32, 8, "no such implementation"),
+        ("cpu", torch.float64, 8, "float64|not built"),
+        ("cpu", torch.float16, 8, "float16|not built"),
+        ("cpu", torch.float32, 258, "at most 256|not built"),
     ],
 )
 def test_a_backend_that_cannot_run_says_why(backend: str, dtype: torch.dtype, size: int, why: str) -> None:
     (qkv, axis), _ = case(dtype, frames=1, places=2, heads=1, size=size).inputs()
     with pytest.raises(UsageError, match=why):
         qk_norm_rope(qkv, axis, backend=backend)
-    with use_backend(backend), pytest.raises(UsageError, match=why):
-        qk_norm_rope(qkv, axis)
+    if "no such implementation" not in why:  # a default that an op does not have leaves it at auto
+        with use_backend(backend), pytest.raises(UsageError, match=why):
+            qk_norm_rope(qkv, axis)
+
+
+@needs_native
+def test_other_reasons_of_the_native_kernel() -> None:
+    (qkv, axis), kwargs = case(frames=1, places=2, heads=1, size=8, rope=True).inputs()
+    wide = kwargs | {"q_weight": kwargs["q_weight"].double()}
+    with pytest.raises(UsageError, match="round to float32"):
+        native_op(qkv, axis, **wide)
+    meta = torch.empty(1, 1, 2, 3, 1, 8, device="meta")
+    with pytest.raises(UsageError, match="needs CPU tensors, qkv is on meta"):
+        native_op(meta, axis)
 
 
 # 8. The reference -----------------------------------------------------------------------------------------------------
@@ -219,7 +310,7 @@ def test_reference_gradients(axis: str) -> None:
     )
 
 
-@pytest.mark.parametrize("backend", ["reference", pytest.param("triton", marks=needs_triton)])
+@pytest.mark.parametrize("backend", EVERY)
 def test_case_by_hand(backend: str) -> None:
     """q = (3, 4, 0, 0): root mean square 2.5. A quarter turn takes the pair (a, b) to (-b, a)."""
     qkv = torch.zeros(1, 1, 1, 3, 1, 4)

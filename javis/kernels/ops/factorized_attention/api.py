@@ -6,7 +6,8 @@
 The space and the time of a clip are attended to in turn (arXiv 2102.05095), as Open-Sora and JavisDiT do.
 
 Read next: reference.py (the maths), triton_impl.py (short sequences), flash/triton_impl.py (long ones),
-csrc/cpu/temporal_attention_rows.cpp (the CPU's loops), library.py (attention of other packages).
+csrc/cpu/temporal_attention_rows.cpp (the CPU's loops for the temporal axis), library.py (attention of other packages,
+which the spatial axis has on a CPU).
 """
 
 from __future__ import annotations
@@ -70,10 +71,10 @@ def factorized_attention(
     chosen = select("factorized_attention", CHECKS, qkv, axis, q_weight, k_weight, rope, backend=backend)
     if chosen is Backend.TRITON:
         return contract.factorized_attention_triton(qkv, axis, q_weight, k_weight, rope, eps)
-    if chosen is Backend.CPU:
+    if chosen is Backend.CPU and axis == "temporal":
         return contract.temporal_attention_native(qkv, q_weight, k_weight, rope, eps)
     if chosen is Backend.FLASH_ATTN:
         return library.attention_flash_attn(qkv, axis, q_weight, k_weight, rope, eps)
-    if chosen is Backend.SDPA and qkv.numel() > 0:
+    if chosen in (Backend.SDPA, Backend.CPU) and qkv.numel() > 0:
         return library.attention_sdpa(qkv, axis, q_weight, k_weight, rope, eps)
     return factorized_attention_ref(qkv, axis, q_weight=q_weight, k_weight=k_weight, rope=rope, eps=eps)

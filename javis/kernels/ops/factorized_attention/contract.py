@@ -17,7 +17,6 @@ from javis.kernels import native
 from javis.kernels.ops.qk_norm_rope import contract as prepared
 
 FLASH_ATTN_DTYPES = (torch.float16, torch.bfloat16)
-NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 MAX_NATIVE = 256  # frames: beyond that the tiles of a head leave the second-level cache
 why_not_triton = prepared.why_not_triton
 split = prepared.split
@@ -41,17 +40,15 @@ def why_not_cpu(
     rope: tuple[Tensor, Tensor] | None = None,
     *_: object,
 ) -> str | None:
-    """Why the native CPU kernel cannot take this call, or None."""
-    if native.WHY_NOT is not None:
-        return native.WHY_NOT
-    if axis != "temporal":
-        return "only the temporal axis has a native kernel; the sequences of the spatial one are for a library"
-    if qkv.device.type != "cpu":
-        return f"needs CPU tensors, qkv is on {qkv.device}"
-    if qkv.dtype not in NATIVE_DTYPES:
-        return f"no {str(qkv.dtype).removeprefix('torch.')} kernel, only float32 and bfloat16"
-    if any(t is not None and t.dtype == torch.float64 for t in (q_weight, k_weight, *(rope or ()))):
-        return "an argument is float64, which the kernel would round to float32"
+    """Why the native CPU kernels cannot take this call, or None.
+
+    The temporal axis has one of its own; for the spatial one that of qk_norm_rope makes q and k ready for PyTorch's.
+    """
+    if axis == "spatial":
+        return prepared.why_not_cpu(qkv, axis, q_weight, k_weight, rope)
+    reason = prepared.why_not_native(qkv, q_weight, k_weight, rope)
+    if reason is not None:
+        return reason
     if qkv.shape[1] > MAX_NATIVE:
         return f"{qkv.shape[1]} frames, at most {MAX_NATIVE}"
     return None

@@ -5,7 +5,8 @@
 
 RMS norm of queries and keys: arXiv 2302.05442, section 2; rotary embedding: arXiv 2104.09864, with interleaved pairs.
 
-Read next: reference.py (the maths), triton_impl.py (the kernel), ../factorized_attention/library.py (who calls it).
+Read next: reference.py (the maths), triton_impl.py and csrc/cpu/qk_norm_rope_rows.cpp (the kernels),
+../factorized_attention/library.py (who calls it).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ def _always(*_: object) -> str | None:
 CHECKS: dict[Backend, Check] = {
     Backend.CUDA: _no_cuda,
     Backend.TRITON: contract.why_not_triton,
+    Backend.CPU: contract.why_not_cpu,
     Backend.REFERENCE: _always,
 }
 
@@ -92,8 +94,9 @@ def _run(
 ) -> tuple[Tensor, Tensor, Tensor]:
     if rope is not None:
         rope = (rope[0].detach(), rope[1].detach())
-    if backend is Backend.TRITON:
-        return contract.qk_norm_rope_triton(qkv, axis, q_weight, k_weight, rope, eps)
+    if backend in (Backend.TRITON, Backend.CPU):
+        native = backend is Backend.CPU
+        return contract.qk_norm_rope_fused(qkv, axis, q_weight, k_weight, rope, eps, native=native)
     return qk_norm_rope_ref(qkv, axis, q_weight=q_weight, k_weight=k_weight, rope=rope, eps=eps)
 
 

@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from javis.kernels import triton_support
+from javis.kernels import native, triton_support
 
 MAX_SIZE = 128  # of a head: two tiles of 64 columns, or one of 128
+MAX_NATIVE = 256  # of a head: kMaxHead in csrc/cpu/qk_norm_rope_rows.h
+NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 
 
 def why_not_triton(
@@ -35,6 +37,38 @@ def why_not_triton(
     return None
 
 
+def why_not_native(
+    qkv: Tensor, q_weight: Tensor | None, k_weight: Tensor | None, rope: tuple[Tensor, Tensor] | None
+) -> str | None:
+    """Why no native CPU kernel over packed projections can take these, or None; shared with factorized_attention."""
+    if native.WHY_NOT is not None:
+        return native.WHY_NOT
+    if qkv.device.type != "cpu":
+        return f"needs CPU tensors, qkv is on {qkv.device}"
+    if qkv.dtype not in NATIVE_DTYPES:
+        return f"no {str(qkv.dtype).removeprefix('torch.')} kernel, only float32 and bfloat16"
+    if any(t is not None and t.dtype == torch.float64 for t in (q_weight, k_weight, *(rope or ()))):
+        return "an argument is float64, which the kernel would round to float32"
+    return None
+
+
+def why_not_cpu(
+    qkv: Tensor,
+    axis: str = "spatial",
+    q_weight: Tensor | None = None,
+    k_weight: Tensor | None = None,
+    rope: tuple[Tensor, Tensor] | None = None,
+    *_: object,
+) -> str | None:
+    """Why the native CPU kernel cannot take this call, or None."""
+    reason = why_not_native(qkv, q_weight, k_weight, rope)
+    if reason is not None:
+        return reason
+    if qkv.shape[-1] > MAX_NATIVE:
+        return f"heads of {qkv.shape[-1]} values, at most {MAX_NATIVE}"
+    return None
+
+
 def dense(tensor: Tensor | None) -> Tensor | None:
     """A weight or table as the kernels take it; small, so that one dtype and layout suffice below."""
     return None if tensor is None else tensor.float().contiguous()
@@ -51,18 +85,20 @@ def split(qkv: Tensor, axis: str) -> tuple[Tensor, Tensor, Tensor]:
     return (q, k, v) if axis == "spatial" else (q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
 
 
-def qk_norm_rope_triton(
+def qk_norm_rope_fused(
     qkv: Tensor,
     axis: str,
     q_weight: Tensor | None,
     k_weight: Tensor | None,
     rope: tuple[Tensor, Tensor] | None,
     eps: float,
+    *,
+    native: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The Triton op on arguments that ``why_not_triton`` has accepted."""
+    """The registered ops on arguments that ``why_not_triton`` or ``why_not_cpu`` has accepted."""
     q, k, v = split(qkv, axis)
     cos, sin = (None, None) if rope is None else rope
-    q, k = QkNormRope.apply(q, k, stack(q_weight, k_weight), dense(cos), dense(sin), eps)
+    q, k = QkNormRope.apply(q, k, stack(q_weight, k_weight), dense(cos), dense(sin), eps, native)
     return q, k, v.flatten(0, 1)
 
 
@@ -100,8 +136,16 @@ def _backward_shapes(dq: Tensor, dk: Tensor, q: Tensor, k: Tensor, *_: object) -
     return q.new_empty(q.shape), k.new_empty(k.shape), q.new_empty((2, q.shape[-1]), dtype=torch.float32)
 
 
+if native.WHY_NOT is None:
+    torch.library.register_fake("javis_native::qk_norm_rope")(_forward_shapes)
+    torch.library.register_fake("javis_native::qk_norm_rope_backward")(_backward_shapes)
+
+
 class QkNormRope(torch.autograd.Function):
-    """q, k [N1, N2, L, H, D] of equal strides; weights [2, D] and tables float32; see api.py."""
+    """q, k [N1, N2, L, H, D] of equal strides; weights [2, D] and tables float32; see api.py.
+
+    ``native`` says which pair of ops runs: both take the same arguments and give the same shapes.
+    """
 
     @staticmethod
     def forward(
@@ -112,13 +156,16 @@ class QkNormRope(torch.autograd.Function):
         cos: Tensor | None,
         sin: Tensor | None,
         eps: float,
+        native: bool,
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(q, k, weights, cos, sin)
-        ctx.eps = eps
-        return torch.ops.javis.qk_norm_rope.default(q, k, weights, cos, sin, eps)  # type: ignore[no-any-return]
+        ctx.eps, ctx.native = eps, native
+        op = torch.ops.javis_native.qk_norm_rope if native else torch.ops.javis.qk_norm_rope
+        return op.default(q, k, weights, cos, sin, eps)  # type: ignore[no-any-return]
 
     @staticmethod
     @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, dq: Tensor, dk: Tensor) -> tuple[Tensor | None, ...]:
-        dq, dk, dweights = torch.ops.javis.qk_norm_rope_backward.default(dq, dk, *ctx.saved_tensors, ctx.eps)
-        return dq, dk, None if ctx.saved_tensors[2] is None else dweights, None, None, None
+        op = torch.ops.javis_native.qk_norm_rope_backward if ctx.native else torch.ops.javis.qk_norm_rope_backward
+        dq, dk, dweights = op.default(dq, dk, *ctx.saved_tensors, ctx.eps)
+        return dq, dk, None if ctx.saved_tensors[2] is None else dweights, None, None, None, None
