@@ -217,6 +217,18 @@ def test_nan_and_minus_infinity_go_where_they_belong(backend: str) -> None:
 
 
 @needs_native
+def test_every_nan_stays_nan_on_cpu() -> None:
+    """2^x adds low bits of x to an exponent: a NaN that has some set must not come out as a number."""
+    scores = torch.zeros(1, 2, 20)
+    scores[0, 0, 3:4] = torch.tensor([0x7FC00001], dtype=torch.int32).view(torch.float32)
+    rows, columns, row_lse = torch.zeros_like(scores), torch.zeros_like(scores), torch.zeros(1, 2)
+    maximum, total, keep = torch.full((1, 20), -math.inf), torch.zeros(1, 20), torch.zeros(1, 20)
+    torch.ops.javis_native.bidirectional_softmaxes(scores, rows, columns, row_lse, maximum, total, keep, 0.5)
+    assert rows[0, 0].isnan().all() and rows[0, 1].isfinite().all()
+    assert total[0].isnan().tolist() == [j == 3 for j in range(20)]
+
+
+@needs_native
 def test_result_does_not_depend_on_threads() -> None:
     args = tensors(batch=2, video=600, audio=50, heads=3, size=24)
     before, results = torch.get_num_threads(), []

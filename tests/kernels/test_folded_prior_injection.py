@@ -98,6 +98,17 @@ def test_large_scores_do_not_overflow(backend: str) -> None:
     torch.testing.assert_close(out, torch.tensor([[[1.0], [4.0], [7 / 3]]]))
 
 
+@pytest.mark.parametrize("backend", KERNELS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_group_without_keys_weighs_nothing(dtype: torch.dtype, backend: str) -> None:
+    """A softmax over nothing is 0 in the kernels, not NaN; ``fold_prior`` itself never leaves a group without keys."""
+    (y, weight, bias, value), kwargs = case(dtype, batch=1, tokens=3, keys=5, heads=2, size=4).inputs()
+    bias[:, :5] = -float("inf")
+    out = folded_prior_injection(y, weight, bias, value, **kwargs, backend=backend)
+    alone = folded_prior_injection(y, weight[..., 5:], bias[:, 5:], value[:, 5:], heads=1, backend=backend)
+    torch.testing.assert_close(out, alone)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_nan_comes_through(dtype: torch.dtype, backend: str) -> None:
