@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from javis.errors import UsageError
-from javis.kernels import native
+from javis.kernels import native, ptxas
 
 ROOT = Path(__file__).resolve().parents[1]
 needs_native = pytest.mark.skipif(native.WHY_NOT is not None, reason=str(native.WHY_NOT))
@@ -213,6 +213,29 @@ def test_cuda_ops_that_were_asked_for_are_not_left_out(source: Path, environment
     done = build(source, **environment)
     assert done.returncode != 0
     assert re.search(why, done.stdout + done.stderr)
+
+
+@needs_source
+@needs_compiler
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
+def test_cuda_ops_are_built_and_shipped_if_asked_for(source: Path) -> None:
+    for path in (source / "csrc").rglob("*.c*"):
+        path.write_text("", encoding="utf-8")
+    kernel = "__global__ void twice(float* x) { x[threadIdx.x] *= 2; }"
+    (source / "csrc/cuda/ada_layer_norm.cu").write_text(kernel, encoding="utf-8")
+    done = build(source, JAVIS_NATIVE="1", JAVIS_CUDA_ARCHS="90a;80")
+    assert done.returncode == 0, done.stdout + done.stderr
+    package = source / "build/lib/javis"
+    assert (package / "lib/libjavis_cuda.so").is_file()
+    assert json.loads((package / "_build.json").read_text())["cuda"] == ["80", "90a"]
+    assert [(kernel.name, kernel.arch) for kernel in ptxas.collect(source / "build")] == [
+        ("twice", "sm_80"),
+        ("twice", "sm_90a"),
+    ]
+    plain = build(source, JAVIS_NATIVE="1")
+    assert plain.returncode == 0, plain.stdout + plain.stderr
+    assert [path.name for path in (package / "lib").iterdir()] == ["libjavis_cpu.so"]
+    assert json.loads((package / "_build.json").read_text())["cuda"] == []
 
 
 @needs_source

@@ -26,6 +26,7 @@ CUDA = ROOT / "csrc/cuda"
 FLAGS = ["-DJAVIS_EMULATE", "-std=c++20", "-O1", "-g1", "-fPIC", "-fvisibility=hidden"]
 FLAGS += ["-Wall", "-Wextra", "-Wno-unknown-pragmas"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
+NVCC = shutil.which("nvcc")
 needs_emulator = pytest.mark.skipif(
     shutil.which("g++") is None or not CUDA.is_dir(), reason="needs g++ and the source tree to emulate CUDA kernels"
 )
@@ -82,6 +83,37 @@ class Emulated:
         self._call(name, *converted)
 
 
+class OnGpu(Emulated):
+    """The same entry points as nvcc compiles them. Tensors are copied to the GPU and back."""
+
+    def __init__(self, source: Path, folder: Path) -> None:
+        library = folder / f"{source.stem}.so"
+        _run(
+            [str(NVCC), "-shared", "-Xcompiler", "-fPIC", "-std=c++20", "-arch=native", str(source), "-o", str(library)]
+        )
+        super().__init__(ctypes.CDLL(str(library)))
+
+    def order(self, seed: int) -> None:
+        """The hardware has its own order."""
+
+    def plain(self, name: str, *arguments: Any) -> None:
+        function = getattr(self.library, name)
+        function.restype = ctypes.c_char_p
+        copies = [value.cuda() if isinstance(value, torch.Tensor) else value for value in arguments]
+        words = [
+            ctypes.c_void_p(value.data_ptr()) if isinstance(value, torch.Tensor) else ctypes.c_int(value)
+            for value in copies
+        ]
+        torch.cuda.synchronize()
+        problem = function(*words, ctypes.c_void_p(None))
+        torch.cuda.synchronize()
+        if problem is not None:
+            raise RuntimeError(f"{name}: {problem.decode()}")
+        for value, copy in zip(arguments, copies):
+            if isinstance(value, torch.Tensor):
+                value.copy_(copy)
+
+
 def _run(command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -105,9 +137,10 @@ def _flags() -> list[str]:
 
 
 def _compile(source: Path, flags: list[str]) -> Path:
-    """The object file of one source; made again when the source or a header of csrc changes."""
+    """The object file of one source; made again when it or a header changes that it could include."""
     digest = hashlib.sha256(" ".join(flags).encode() + source.read_bytes())
-    for header in sorted(path for pattern in ("*.h", "*.cuh") for path in (ROOT / "csrc").rglob(pattern)):
+    patterns = ("*.h", "*.cuh") if source.suffix == ".cu" else ("*.h",)
+    for header in sorted(path for pattern in patterns for path in (ROOT / "csrc").rglob(pattern)):
         digest.update(header.read_bytes())
     target = ROOT / "build/emulated" / f"{source.stem}-{digest.hexdigest()[:16]}.o"
     return _make(target, ["g++", "-x", "c++", "-c", *flags, str(source)])

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.kernels.emulation import ROOT, Emulated, emulate, needs_emulator
+from tests.kernels.emulation import NVCC, ROOT, Emulated, OnGpu, emulate, needs_emulator
 
 SOURCE = Path(__file__).parent / "cuda/primitives.cu"
 pytestmark = needs_emulator
@@ -22,6 +22,31 @@ def primitives() -> Emulated:
     emulated = emulate(SOURCE)
     emulated.order(0)
     return emulated
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> OnGpu:
+    return OnGpu(SOURCE, tmp_path_factory.mktemp("primitives"))
+
+
+@pytest.fixture(
+    params=[
+        pytest.param("primitives", id="emulated"),
+        pytest.param(
+            "compiled",
+            marks=[
+                pytest.mark.gpu,
+                pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+                pytest.mark.skipif(NVCC is None, reason="needs nvcc"),
+            ],
+            id="gpu",
+        ),
+    ]
+)
+def both(request: pytest.FixtureRequest) -> Emulated:
+    """The emulator, and on a GPU the instructions themselves: that the one does what the others do."""
+    found: Emulated = request.getfixturevalue(request.param)
+    return found
 
 
 def pairs(low: Tensor, high: Tensor) -> Tensor:
@@ -67,24 +92,24 @@ def c_places() -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("k", [16, 8])
-def test_mma_is_a_matrix_product_in_the_layout_of_the_ptx_isa(primitives: Emulated, k: int, dtype: torch.dtype) -> None:
+def test_mma_is_a_matrix_product_in_the_layout_of_the_ptx_isa(both: Emulated, k: int, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(k)
     a = torch.randn(16, k, generator=generator).to(dtype)
     b = torch.randn(k, 8, generator=generator).to(dtype)
     c = torch.randn(16, 8, generator=generator)
     rows, columns = c_places()
     d = c[rows, columns].contiguous()
-    primitives.plain("javis_test_mma", a_fragments(a), b_fragments(b), d, k, int(dtype == torch.bfloat16))
+    both.plain("javis_test_mma", a_fragments(a), b_fragments(b), d, k, int(dtype == torch.bfloat16))
     expected = c.double() + a.double() @ b.double()
     torch.testing.assert_close(d.double(), expected[rows, columns], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("count", [1, 2, 4])
-def test_ldmatrix(primitives: Emulated, count: int, transposed: bool) -> None:
+def test_ldmatrix(both: Emulated, count: int, transposed: bool) -> None:
     matrices = torch.arange(4 * 64, dtype=torch.int16).view(4, 8, 8)
     out = torch.zeros(32, count, dtype=torch.int32)
-    primitives.plain("javis_test_ldmatrix", matrices, out, count, int(transposed))
+    both.plain("javis_test_ldmatrix", matrices, out, count, int(transposed))
     for matrix in range(count):
         expected = matrices[matrix].T if transposed else matrices[matrix]
         for lane in range(32):
@@ -93,11 +118,11 @@ def test_ldmatrix(primitives: Emulated, count: int, transposed: bool) -> None:
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_shuffles_and_reductions(primitives: Emulated, seed: int) -> None:
-    primitives.order(seed)
+def test_shuffles_and_reductions(both: Emulated, seed: int) -> None:
+    both.order(seed)
     x = torch.randn(32, generator=torch.Generator().manual_seed(seed))
     out = torch.zeros(8, 32)
-    primitives.plain("javis_test_shuffles", x, out)
+    both.plain("javis_test_shuffles", x, out)
     lane = torch.arange(32)
     torch.testing.assert_close(out[0], x[lane ^ 5], rtol=0, atol=0)
     torch.testing.assert_close(out[1], x[(3 * lane) % 32], rtol=0, atol=0)
@@ -108,11 +133,11 @@ def test_shuffles_and_reductions(primitives: Emulated, seed: int) -> None:
     torch.testing.assert_close(out[6], x.amax().expand(32), rtol=0, atol=0)
     assert not out[7].any()
     x[11] = float("nan")
-    primitives.plain("javis_test_shuffles", x, out)
+    both.plain("javis_test_shuffles", x, out)
     assert out[6].isnan().all() and out[3].isnan().all()
 
 
-def test_conversions_are_those_of_torch(primitives: Emulated) -> None:
+def test_conversions_are_those_of_torch(both: Emulated) -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.cat(
         [
@@ -126,7 +151,7 @@ def test_conversions_are_those_of_torch(primitives: Emulated) -> None:
     ).float()
     as_bf16, as_fp16 = torch.zeros_like(x, dtype=torch.bfloat16), torch.zeros_like(x, dtype=torch.float16)
     as_e4m3, from_fp16 = torch.zeros(x.numel(), dtype=torch.uint8), torch.zeros_like(x)
-    primitives.plain("javis_test_conversions", x, as_bf16, as_fp16, as_e4m3, from_fp16, x.numel())
+    both.plain("javis_test_conversions", x, as_bf16, as_fp16, as_e4m3, from_fp16, x.numel())
     torch.testing.assert_close(as_bf16, x.bfloat16(), rtol=0, atol=0)
     torch.testing.assert_close(as_fp16, x.half(), rtol=0, atol=0)
     torch.testing.assert_close(from_fp16, x.half().float(), rtol=0, atol=0)
@@ -134,7 +159,7 @@ def test_conversions_are_those_of_torch(primitives: Emulated) -> None:
     expected = x.clamp(-448, 448).to(torch.float8_e4m3fn).view(torch.uint8)
     assert torch.equal(as_e4m3, expected)
     nan = torch.full((1,), float("nan"))
-    primitives.plain("javis_test_conversions", nan, as_bf16, as_fp16, as_e4m3, from_fp16, 1)
+    both.plain("javis_test_conversions", nan, as_bf16, as_fp16, as_e4m3, from_fp16, 1)
     assert as_bf16[0].isnan() and as_fp16[0].isnan() and from_fp16[0].isnan()
     assert as_e4m3[:1].view(torch.float8_e4m3fn).float().isnan()
 
@@ -175,6 +200,10 @@ def test_too_large_a_block_is_refused(primitives: Emulated) -> None:
         primitives.plain("javis_test_reverse", torch.zeros(1), torch.zeros(1), 1056, 1)
 
 
+# All kernels in several shapes and layouts; what the ops promise PyTorch needs no second look.
+SANITIZED = "(emulated and (budget or nearest or layouts)) or test_cuda_emulator"
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(os.environ.get("JAVIS_EMULATE_SANITIZE") == "1", reason="this is the run it starts")
 def test_kernels_are_clean_under_the_sanitizers() -> None:
@@ -189,7 +218,7 @@ def test_kernels_are_clean_under_the_sanitizers() -> None:
     options = {"JAVIS_EMULATE_SANITIZE": "1", "LD_PRELOAD": " ".join(preload)}
     options["ASAN_OPTIONS"] = "detect_leaks=0:verify_asan_link_order=0"
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "emulated or emulator", *files],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", SANITIZED, *files],
         cwd=ROOT,
         env=os.environ | options,
         capture_output=True,
