@@ -40,7 +40,9 @@ class DemoTrainConfig:
     precision: str = "bf16"  # of matrix products: bf16 or fp32
     branches: StageConfig = field(default_factory=lambda: StageConfig(steps=300, warmup=100, decay=0.0))  # stage 1
     prior: StageConfig = field(default_factory=lambda: StageConfig(steps=500, learning_rate=1e-3))  # stage 2
-    joint: StageConfig = field(default_factory=lambda: StageConfig(steps=5700, warmup=100, decay=0.3))  # stage 3
+    joint: StageConfig = field(
+        default_factory=lambda: StageConfig(steps=12400, warmup=100, decay=0.3, restarts=(5700,))
+    )  # stage 3
     freeze_branches: bool = False  # joint stage: train only prior blocks and bidirectional attention, as the paper does
     optimizer: Literal["adamw", "muon"] = "muon"  # of the layers' matrices; everything else follows AdamW
     muon_rate: float = 2.0  # learning rate of those matrices, as a multiple of the stage's
@@ -52,8 +54,13 @@ class DemoTrainConfig:
     clip_gradient: float = 1.0
     ema: float = 0.999  # decay of the averaged weights that are exported
     # Training timesteps from a joint step on: (step, shift towards noise, std of the logit-normal). A median of 0.88:
-    # where things are is settled above 0.8 (docs/log.md); then 0.83, for their shapes.
-    timestep_plan: tuple[tuple[int, float, float], ...] = ((0, 7.0, 1.0), (3750, 5.0, 1.0))
+    # where things are is settled above 0.8 (docs/log.md); then less, for their shapes.
+    timestep_plan: tuple[tuple[int, float, float], ...] = (
+        (0, 7.0, 1.0),
+        (3750, 5.0, 1.0),
+        (5700, 4.0, 1.0),
+        (9750, 3.0, 1.3),
+    )
     sampling_ratio: float = 5.0  # shift of the timesteps in sampling
     condition_dropout: float = 0.1  # share of samples trained without caption and priors
     caption_full: float = 0.5  # share of samples with the full caption; the rest lacks attribute words
