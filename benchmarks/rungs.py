@@ -1,0 +1,304 @@
+"""The rungs of the latency ladder: one model, computed in one way after the other, each on top of the one before.
+
+upstream       our re-creation of the official computation (benchmarks/baselines/upstream_equivalent.py)
+eager          de-duplicated: unique prior keys, conditioning once per clip; plain PyTorch
+compile        + torch.compile of the blocks (28 layers share the code that is compiled for one)
+fused          de-duplicated on our kernels with folded priors, no torch.compile
+fused_compile  fused + torch.compile of what lies between the kernels
+graph          + the whole step as one CUDA graph
+fp8            + FP8 linear layers (benchmarks/fp8.py)
+fp8_te         fused with FP8 linear layers of Transformer Engine, where it is installed
+
+All share one set of random weights, made on the device.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.baselines.upstream_equivalent import as_upstream
+from benchmarks.fp8 import blocks, quantise_linears, te_linears
+from javis.kernels.ops.flow_update.api import flow_update
+from javis.model.config import JavisDiTConfig
+from javis.model.dit import JavisDiT, Velocity
+from javis.model.ops import ModelOps
+from javis.plan import Grid, PlanArgs, _official, official_latents, token_grid
+
+RUNGS = ("upstream", "eager", "compile", "fused", "fused_compile", "graph", "fp8", "fp8_te")
+GUIDANCE = 7.0
+TIMES = 1000  # timesteps run from here to 0
+
+
+@dataclass(frozen=True)
+class Clip:
+    """What is denoised."""
+
+    name: str
+    config: JavisDiTConfig
+    video: tuple[int, int, int]  # latents
+    audio: tuple[int, int]
+
+    @property
+    def grid(self) -> Grid:
+        return token_grid(self.config, self.video, self.audio)
+
+
+def official_clip(name: str, seconds: float = 2.0) -> Clip:
+    """A clip of the full-size model, as `javis plan` sizes it."""
+    config, _, clip = _official(PlanArgs(resolution=name, seconds=seconds))
+    return Clip(name, config, *official_latents(clip["frames"], clip["height"], clip["width"], clip["fps"]))
+
+
+def toy_clip() -> Clip:
+    """The same model in small, to try everything on a CPU in seconds. Sizes are those that FP8 products need."""
+    config = JavisDiTConfig(
+        hidden_size=96, num_heads=4, depth=2, caption_channels=32, caption_length=16, spatial_prior_len=8,
+        temporal_prior_len=8, prior_channels=16,
+    )  # fmt: skip
+    return Clip("toy", config, (3, 8, 8), (8, 4))
+
+
+@torch.no_grad()
+def random_weights(config: JavisDiTConfig, device: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Parameters of a model, made on the device. Blocks add about a third of what comes in, so that it stays in range.
+
+    What starts at zero in training (the final layers, what a block adds at first) is random here, or the output would
+    say nothing about what lies before it.
+    """
+    with torch.device("meta"):
+        model = JavisDiT(config)
+    generator = torch.Generator(device).manual_seed(0)
+    state = {}
+    for name, value in model.state_dict().items():
+        std = value.shape[-1] ** -0.5 if value.ndim > 1 else 0.02
+        if "time_block" in name or name.endswith("modulation"):
+            std = 0.3 if name.endswith("modulation") else 0.02
+        noise = torch.empty(value.shape, device=device, dtype=dtype).normal_(generator=generator)
+        state[name] = noise * std + (1 if name.endswith("_norm.weight") else 0)
+    return state
+
+
+def make_model(config: JavisDiTConfig, ops: ModelOps, weights: dict[str, Tensor]) -> JavisDiT:
+    """A model on these very tensors: rungs share them."""
+    with torch.device("meta"):
+        model = JavisDiT(config, ops)
+    model.load_state_dict(weights, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def own_code(module: nn.Module, label: str) -> None:
+    """Give a module a ``forward`` of its own.
+
+    torch.compile keeps what it compiled with the code of a function and tries one variant after the other: without
+    this, rungs that share a class would make each other's calls slower.
+    """
+    kind = type(module)
+    forward: Any = kind.forward
+    copy = types.FunctionType(
+        forward.__code__.replace(co_name=f"forward_{label}"), forward.__globals__, forward.__name__,
+        forward.__defaults__, forward.__closure__,
+    )  # fmt: skip
+    copy.__kwdefaults__ = forward.__kwdefaults__
+    module.__class__ = type(f"{kind.__name__}_{label}", (kind,), {"forward": copy, "__module__": kind.__module__})
+
+
+def compile_blocks(model: JavisDiT, label: str, backend: str) -> None:
+    """torch.compile of every block; those in the same place of a layer share their code."""
+    made: dict[str, type[nn.Module]] = {}
+    for layer in model._layers:
+        for name, block in blocks(layer).items():
+            if name in made:
+                block.__class__ = made[name]
+            else:
+                own_code(block, f"{label}_{name}")
+                made[name] = type(block)
+            block.compile(backend=backend, dynamic=False)
+
+
+def why_not(rung: str, device: str) -> str | None:
+    """Why a rung cannot run here, or None."""
+    if rung == "fp8_te" and importlib.util.find_spec("transformer_engine") is None:
+        return "transformer_engine is not installed"
+    if device == "cuda" and rung.startswith("fp8") and torch.cuda.get_device_capability() < (8, 9):
+        return "this GPU has no FP8 matrix products"
+    return None
+
+
+class Runner:
+    """One rung on one clip, guided or not. ``loop`` denoises in place.
+
+    Args:
+        rung: of `RUNGS`.
+        weights: of `random_weights`.
+        steps: of the schedule; ``loop`` may run fewer, and then runs the first ones.
+        backend: of torch.compile.
+    """
+
+    def __init__(
+        self, rung: str, clip: Clip, weights: dict[str, Tensor], *, guided: bool, steps: int, device: str, backend: str
+    ) -> None:
+        self.rung, self.guided, self.device = rung, guided, device
+        self.folded = rung not in ("upstream", "eager", "compile")
+        model = make_model(clip.config, ModelOps.fused() if self.folded else ModelOps(), weights)
+        if rung == "upstream":
+            model = as_upstream(model)
+        elif rung == "fp8":
+            model = quantise_linears(model)
+        elif rung == "fp8_te":
+            model = te_linears(model)
+        if rung in ("compile", "fused_compile", "graph", "fp8"):
+            compile_blocks(model, f"{rung}_{'guided' if guided else 'plain'}", backend)
+        self.model = model
+        self.noise, self.told = inputs(clip, guided, device, next(iter(weights.values())).dtype)
+        self.video, self.audio = (x.clone() for x in self.noise)
+        share = torch.arange(steps, device=device, dtype=torch.float32) / steps
+        self.timesteps = (TIMES * (1 - share))[:, None]
+        self.t, self.dt = self.timesteps[0].clone(), torch.full((), 1 / steps, device=device)
+        self.update = "auto" if self.folded else "reference"
+        self.replay: Callable[[], None] | None = None
+        self.condition: Any = None
+
+    @torch.no_grad()
+    def prepare(self) -> None:
+        """What is done once per clip. The official code does it in every step."""
+        if self.rung != "upstream":
+            # With gradients on (no parameter has one) priors stay unfolded, which is what de-duplication alone gives.
+            with torch.set_grad_enabled(not self.folded):
+                self.condition = self.model.condition(**self.told)
+
+    def conditioning(self) -> float:
+        """Seconds of `prepare`. What it made stays as it was: a graph reads the memory of that."""
+        kept, started = self.condition, time.perf_counter()
+        self.prepare()
+        synchronize(self.device)
+        self.condition, seconds = kept, time.perf_counter() - started
+        return 0.0 if self.rung == "upstream" else seconds
+
+    def predict(self) -> Velocity:
+        """The velocity at the present latents and time, of both halves where there is guidance."""
+        copies = 2 if self.guided else 1
+        video, audio = (x.repeat(copies, *[1] * (x.ndim - 1)) for x in (self.video, self.audio))
+        t = self.t.repeat(copies)
+        if self.rung == "upstream":
+            return self.model(video, audio, t, **{k: v for k, v in self.told.items() if not k.endswith("_sizes")})
+        return self.model.denoise(video, audio, t, self.condition)
+
+    def _step(self) -> None:
+        out, scale = self.predict(), GUIDANCE if self.guided else 1.0
+        video, audio = flow_update(
+            self.video, self.audio, out.video, out.audio, self.dt, scale, scale, backend=self.update
+        )
+        self.video.copy_(video)
+        self.audio.copy_(audio)
+
+    def capture(self) -> None:
+        """Make the step one CUDA graph, for the rungs that have it. On a CPU the step runs as it is."""
+        if self.rung not in ("graph", "fp8") or self.device != "cuda":
+            return
+        graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                self._step()
+        torch.cuda.current_stream().wait_stream(side)
+        with torch.cuda.graph(graph):
+            self._step()
+        self.replay = graph.replay
+
+    @torch.no_grad()
+    def start(self) -> float:
+        """Seconds until the first step is there: conditioning, compilation, capture."""
+        started = time.perf_counter()
+        self.prepare()
+        self._step()
+        self.capture()
+        self.loop(1)
+        return time.perf_counter() - started
+
+    @torch.no_grad()
+    def loop(self, steps: int) -> list[float]:
+        """Denoise from noise; seconds after each step since the beginning."""
+        for latents, noise in zip((self.video, self.audio), self.noise, strict=True):
+            latents.copy_(noise)
+        synchronize(self.device)
+        marks = [mark(self.device)]
+        for i in range(steps):
+            self.t.copy_(self.timesteps[i])
+            self.replay() if self.replay is not None else self._step()
+            marks.append(mark(self.device))
+        synchronize(self.device)
+        return [elapsed(marks[0], later) for later in marks[1:]]
+
+    @torch.no_grad()
+    def first_velocity(self) -> Velocity:
+        """What is predicted for the noise, in float64 on the CPU: for comparing rungs."""
+        for latents, noise in zip((self.video, self.audio), self.noise, strict=True):
+            latents.copy_(noise)
+        self.t.copy_(self.timesteps[0] / 2)  # in the middle: at pure noise the network has little to do
+        return Velocity(*(x.double().cpu() for x in self.predict()))
+
+
+def inputs(clip: Clip, guided: bool, device: str, dtype: torch.dtype) -> tuple[tuple[Tensor, Tensor], dict[str, Any]]:
+    """Noise of one sample (float32, as the sampler holds it) and the arguments of ``condition``.
+
+    The unconditional half has a caption of its own, but the same priors: the official code lets each half see the
+    priors of both, which is then the same function.
+    """
+    generator = torch.Generator(device).manual_seed(1)
+
+    def random(*shape: int) -> Tensor:
+        return torch.empty(shape, device=device).normal_(generator=generator)
+
+    config, copies = clip.config, 2 if guided else 1
+    noise = (random(1, config.video_channels, *clip.video), random(1, config.audio_channels, *clip.audio))
+    text = random(copies, config.caption_length, config.caption_channels).to(dtype)
+    spatial = random(1, config.spatial_prior_len, config.prior_channels).to(dtype).repeat(copies, 1, 1)
+    temporal = random(1, config.temporal_prior_len, config.prior_channels).to(dtype).repeat(copies, 1, 1)
+
+    def number(value: float) -> Tensor:
+        return torch.full((copies,), value, device=device)
+
+    return noise, {
+        "text": text, "fps": number(24.0), "height": number(8.0 * clip.video[1]), "width": number(8.0 * clip.video[2]),
+        "video_sizes": clip.video, "audio_sizes": clip.audio, "spatial_prior": spatial, "temporal_prior": temporal,
+    }  # fmt: skip
+
+
+def exact_velocity(clip: Clip, weights: dict[str, Tensor], *, guided: bool, device: str) -> Velocity:
+    """The first velocity computed in float32 by the de-duplicated model in plain PyTorch."""
+    wide = {name: value.float() for name, value in weights.items()}
+    runner = Runner("eager", clip, wide, guided=guided, steps=1, device=device, backend="eager")
+    _, told = inputs(clip, guided, device, next(iter(weights.values())).dtype)  # the same, rounded to the rungs' dtype
+    runner.told = {k: v.float() if isinstance(v, Tensor) else v for k, v in told.items()}
+    runner.prepare()
+    return runner.first_velocity()
+
+
+def synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def mark(device: str) -> Any:
+    """A point in time on the device."""
+    if device != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def elapsed(start: Any, end: Any) -> float:
+    """Seconds between two marks that have passed."""
+    return end - start if isinstance(start, float) else float(start.elapsed_time(end)) / 1e3
+
+
+__all__ = ["RUNGS", "Clip", "Runner", "exact_velocity", "official_clip", "random_weights", "toy_clip", "why_not"]
