@@ -1,7 +1,8 @@
 # Two commands matter: `make demo` (nothing -> a clip with sound) and `make test` (the whole CPU suite).
 #
 # Variables: PYTHON (interpreter that makes the environment), VENV (where it lives), PIP_ARGS (added to each pip call,
-# for example an index with CPU builds of torch), PYTEST_ARGS, AOT_ARGS, CUDA_ARCHS, PROMPT, SEED.
+# for example an index with CPU builds of torch), PYTEST_ARGS, AOT_ARGS, CUDA_ARCHS, PROMPT, SEED; for `make gpu` SECTION
+# (one or more of env build tests sanitizer kernels model report), DRY=1 and GPU_ARGS.
 PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
@@ -9,6 +10,9 @@ PYTEST_ARGS ?=
 AOT_ARGS ?=
 PROMPT ?= a red ball bounces on the left
 SEED ?= 1
+SECTION ?=
+DRY ?=
+GPU_ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) -c constraints.txt
@@ -29,7 +33,7 @@ help:
 	@echo "make docs   docs/benchmarks.md from the measured rows"
 	@echo "make native-cuda  compile the CUDA ops with nvcc: registers, stack, spills, shared memory; needs no GPU"
 	@echo "make aot    compile the Triton kernels for three GPU generations: registers, spills, shared memory"
-	@echo "gpu: not in this version; it says what will bring it"
+	@echo "make gpu    builds, tests and measures on the GPU of this machine; DRY=1 tries it without one (docs/gpu.md)"
 
 # --- environment -----------------------------------------------------------------------------------------------------
 
@@ -86,14 +90,15 @@ native-cuda: $(VENV)/.installed-dev
 	JAVIS_NATIVE=1 JAVIS_CUDA_ARCHS="$(CUDA_ARCHS)" $(BIN)/python setup.py -q build_ext --inplace
 	$(BIN)/python -m javis.kernels.ptxas --folder build
 
-# docs/benchmarks.md from the rows in benchmarks/results
+# docs/benchmarks.md and docs/roofline.png from the rows in benchmarks/results
 docs: $(VENV)/.installed
 	$(BIN)/python benchmarks/tables.py
+	$(BIN)/python -m benchmarks.roofline
 
-# --- brought by later issues -----------------------------------------------------------------------------------------
-
+# Everything that needs a GPU, in sections of less than eight minutes that can be stopped and taken up again
+# (docs/gpu.md). It uses $(PYTHON) as it is and installs nothing. DRY=1: every section at toy size without a GPU.
 gpu:
-	@echo "make gpu: the GPU test and benchmark sections come with the CUDA kernels (issue 4)" >&2; exit 2
+	@$(PYTHON) -m benchmarks.gpu $(if $(SECTION),--section $(SECTION)) $(if $(filter-out 0,$(DRY)),--dry) $(GPU_ARGS)
 
 clean:
 	rm -rf $(VENV) .ci/venv build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

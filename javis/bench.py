@@ -29,11 +29,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 import javis
@@ -46,6 +44,9 @@ from javis.kernels.registry import OPS, Op
 from javis.kernels.testing import assert_within_budget
 from javis.model.ops import ModelOps
 from javis.timing import Timed, interleave, quantile
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 RESULTS = Path("benchmarks/results")
 MODES = ("forward", "backward", "forward+backward")
@@ -390,6 +391,8 @@ def _slug(name: str) -> str:
 
 def render(rows: Sequence[Row], console: Console) -> None:
     """Print the rows of ``run``, one table per case: milliseconds, speed, error, speed-up of the medians over eager."""
+    from rich.table import Table
+
     where = "{device}, {threads} threads, {isa}, torch {torch}, load {load}".format(**rows[0])
     console.print(where, highlight=False, markup=False)
     eager = {(r["op"], r["case"], r["mode"]): r["p50_ms"] for r in rows if r["backend"] == _EAGER}
@@ -418,5 +421,6 @@ def render(rows: Sequence[Row], console: Console) -> None:
 
 if __name__ == "__main__":
     import tyro
+    from rich.console import Console
 
     render(run(tyro.cli(BenchConfig)), Console())

@@ -16,14 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
 import javis
 
 if TYPE_CHECKING:
     import torch
+    from rich.console import Console
 
     from javis.kernels.cases import OpCase
 
@@ -208,6 +205,8 @@ def collect() -> dict[str, Any]:
 
 def render(facts: dict[str, Any], console: Console) -> None:
     """Print what ``collect`` returned."""
+    from rich.table import Table
+
     cpu, gpus = facts["devices"]["cpu"], facts["devices"]["cuda"]
     console.print(
         f"[bold]javis {facts['javis']}[/]   python {facts['python']}   torch {facts['torch']}", highlight=False
@@ -248,6 +247,9 @@ def render(facts: dict[str, Any], console: Console) -> None:
 
 def _render_ops(rows: list[dict[str, Any]], console: Console) -> None:
     """The backends of the ops on one device; an op is named once."""
+    from rich.markup import escape
+    from rich.table import Table
+
     title = f"ops on {rows[0]['device']}, {rows[0]['dtype']}"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for column in ("op", "backend", "would run", "why not"):

@@ -25,6 +25,7 @@ QUICK = ["--quick", "--device", "cpu", "--repeats", "2", "--sample-seconds", "0.
 def test_rows_say_what_was_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "rows.json"
     arguments = [*QUICK, "--rungs", "upstream", "eager", "fused", "--guidance", "with", "--json", str(out)]
+    arguments += ["--results", str(tmp_path)]
     assert ladder.main([*arguments, "--profile", str(tmp_path / "profile")]) == 0
     rows = json.loads(out.read_text())
     assert [(r["rung"], r["steps"]) for r in rows] == [(g, n) for g in ("upstream", "eager", "fused") for n in (3, 1)]
@@ -42,6 +43,8 @@ def test_rows_say_what_was_measured(tmp_path: Path, capsys: pytest.CaptureFixtur
             "matmul_tflop_per_s",
             "copy_gb_per_s",
         } <= row.keys()
+    (written,) = tmp_path.glob("*.jsonl")
+    assert [json.loads(line) for line in written.read_text().splitlines()] == rows
     by = {(r["rung"], r["steps"]): r for r in rows}
     assert by["upstream", 1]["condition_s"] == 0 < by["eager", 1]["condition_s"]
     assert by["upstream", 3]["tflop"] > by["eager", 3]["tflop"] > by["fused", 3]["tflop"] > by["fused", 1]["tflop"]
@@ -54,7 +57,7 @@ def test_a_wrong_rung_is_not_timed_and_the_others_are(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def wrong(*args: Any) -> Tensor:
-        return 1.1 * ModelOps().gelu_linear(*args)
+        return 1.2 * ModelOps().gelu_linear(*args)
 
     monkeypatch.setattr(ModelOps, "fused", classmethod(lambda cls: cls(gelu_linear=wrong)))
     out = tmp_path / "rows.json"

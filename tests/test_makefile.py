@@ -1,4 +1,4 @@
-"""The commands of the Makefile that do nothing yet say what will bring them; those that do something exist."""
+"""The commands of the Makefile: they parse, and make their environment first where one is needed."""
 
 from __future__ import annotations
 
@@ -22,12 +22,11 @@ def make(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("target", ["gpu"])
-def test_later_commands_name_their_issue(target: str) -> None:
-    done = make(target)
-    assert done.returncode == 2
-    assert f"make {target}:" in done.stderr
-    assert "issue" in done.stderr
+def test_the_gpu_command_takes_sections_and_needs_no_environment(tmp_path: Path) -> None:
+    done = make("--dry-run", "gpu", "SECTION=env kernels", "DRY=1", f"VENV={tmp_path / 'venv'}", "PYTHON=some-python")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "some-python -m benchmarks.gpu --section env kernels --dry"
+    assert make("--dry-run", "gpu", "DRY=0").stdout.split() == ["python3", "-m", "benchmarks.gpu"]
 
 
 @pytest.mark.parametrize("target", ["demo", "test", "check", "aot", "bench", "docs", "clean"])
