@@ -92,7 +92,7 @@ def build(c: Context) -> list[Step]:
             skip=reason,
             show=6,
         ),
-        Step(name="what loads", command=c.module("benchmarks.gpu.loads"), seconds=120, show=40, always=True),
+        Step(name="what loads", command=c.module("benchmarks.gpu.loads"), seconds=120, show=60, always=True),
     ]
 
 
@@ -144,10 +144,8 @@ def sanitizer(c: Context) -> list[Step]:
     if c.dry:
         command = (*plain, "--op", "flow_update", "--backends", "triton")
         reason = None if c.has("triton") else "triton is not installed"
-        step = Step(
-            name="interpreter", command=command, environment={"TRITON_INTERPRET": "1"}, seconds=200, skip=reason
-        )
-        return [*made, step]
+        environment = {"TRITON_INTERPRET": "1"}
+        return [*made, Step(name="interpreter", command=command, environment=environment, seconds=200, skip=reason)]
     for check, backends, seconds in (
         ("memcheck", ("cuda",), 120.0),
         ("racecheck", ("cuda",), 120.0),

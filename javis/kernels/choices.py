@@ -4,13 +4,14 @@
 
     {"format": 1, "measured": {device class: {op: {bucket: [backends, fastest first]}}}}
 
-``auto`` goes through the measured order first and then through the op's table; a call that nobody measured, or a
+``auto`` goes through the measured order first and then through the op's table; a call with no measured one near it, or a
 backend that cannot run it, changes nothing. ``JAVIS_CHOICES`` names another file, or ``none``; it is read at import.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 TABLE = Path(__file__).with_name("choices.json")
 FORMAT = 1
+NEAR = 4  # octaves: a batch of one stands for one of two, and two frames of a clip for sixteen
 # Device class -> op -> bucket -> names of backends, fastest first.
 Measured = dict[str, dict[str, dict[str, tuple[str, ...]]]]
 
@@ -157,8 +159,8 @@ _found: dict[tuple[object, ...], tuple[Backend, ...]] = {}
 def order(op: str, checks: Mapping[Backend, Check], args: Sequence[object]) -> Sequence[Backend]:
     """The backends of ``checks`` in the order in which ``auto`` tries them for this call.
 
-    A look-up per shape: the result is remembered for the exact shapes, and an op that nobody measured on this class of
-    device costs two look-ups in dictionaries.
+    Measured is what was measured at the nearest sizes, at most `NEAR` octaves away. A look-up per shape: the result is
+    remembered, and an op that nobody measured on this class of device costs two look-ups in dictionaries.
 
     Raises:
         UsageError: the table is unusable.
@@ -168,22 +170,48 @@ def order(op: str, checks: Mapping[Backend, Check], args: Sequence[object]) -> S
     if not _measured:
         return tuple(checks)
     device = next((arg.device for arg in args if isinstance(arg, Tensor)), None)
-    if device is None:
-        return tuple(checks)
-    buckets = _measured.get(device_class(device.type, device.index), {}).get(op)
-    if buckets is None:
+    if device is None or op not in _measured.get(device_class(device.type, device.index), {}):
         return tuple(checks)
     if torch.compiler.is_compiling():  # chosen once, while tracing: nothing to remember
-        return _ordered(checks, buckets.get(bucket(args), ()))
+        return _ordered(checks, names(device.type, device.index, op, bucket(args)))
     key = (op, device, torch.is_grad_enabled(), *map(_exactly, args))
     found = _found.get(key)
     if found is None:
-        found = _found[key] = _ordered(checks, buckets.get(bucket(args), ()))
+        found = _found[key] = _ordered(checks, names(device.type, device.index, op, bucket(args)))
     return found
 
 
-def _ordered(checks: Mapping[Backend, Check], names: Sequence[str]) -> tuple[Backend, ...]:
-    first = [backend for name in names for backend in checks if backend.value == name]
+@torch.compiler.assume_constant_result
+def names(kind: str, index: int | None, op: str, wanted: str) -> str:
+    """Measured backends for calls of a bucket, joined by commas, from the nearest bucket; "" if none is near."""
+    buckets = _measured[device_class(kind, index)][op]
+    near = [(distance(wanted, other), other) for other in buckets]
+    octaves, nearest = min(near, default=(math.inf, ""))
+    return ",".join(buckets[nearest]) if octaves <= NEAR else ""
+
+
+def distance(one: str, other: str) -> float:
+    """Octaves between two buckets: doublings of sizes, of the tensor where they are most; infinite for other calls."""
+    first, second = one.split(" "), other.split(" ")
+    if len(first) != len(second):
+        return math.inf
+    most = 0.0
+    for a, b in zip(first, second, strict=True):
+        if a == b:
+            continue
+        (kind, sizes), (other_kind, other_sizes) = (part.rstrip("]").partition("[")[::2] for part in (a, b))
+        counts, others = sizes.split(","), other_sizes.split(",")
+        if kind != other_kind or not sizes or len(counts) != len(others) or counts[-1] != others[-1]:
+            return math.inf
+        pairs = [(int(x), int(y)) for x, y in zip(counts[:-1], others[:-1], strict=True)]
+        if any((x == 0) != (y == 0) for x, y in pairs):
+            return math.inf
+        most = max(most, sum(abs(math.log2(x / y)) for x, y in pairs if x))
+    return most
+
+
+def _ordered(checks: Mapping[Backend, Check], measured: str) -> tuple[Backend, ...]:
+    first = [backend for name in measured.split(",") for backend in checks if backend.value == name]
     return (*first, *(backend for backend in checks if backend not in first))
 
 

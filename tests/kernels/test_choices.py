@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -92,10 +93,30 @@ def test_rows_to_table_to_choice(use: Any) -> None:
     use(table["measured"])
     assert chosen(*call()) is Backend.REFERENCE
     assert chosen(*call(8)) is Backend.REFERENCE  # the same bucket
-    assert chosen(*call(9)) is Backend.CPU  # nobody measured that one
+    assert chosen(*call(100)) is Backend.REFERENCE  # near enough
+    assert chosen(*call(200)) is Backend.CPU  # nobody measured anything like that
+    assert chosen(*call(dtype=torch.bfloat16)) is Backend.CPU
     assert chosen(*call(grad=True)) is Backend.CPU  # nor training
     with use_backend("cpu"):
         assert chosen(*call()) is Backend.CPU  # a name is a name
+
+
+def test_the_nearest_measurement_counts(use: Any) -> None:
+    """Octaves by hand; a width, a dtype, an argument that is not given are other calls."""
+    one = "inference bfloat16[1,2,1024,3,16,72] spatial float32[72] - +"
+    assert choices.distance(one, one) == 0
+    assert choices.distance(one, one.replace("[1,2,1024", "[2,16,1024")) == 1 + 3
+    assert choices.distance(one, one.replace("[1,2,1024", "[1,1,4096")) == 1 + 2
+    for other in ("training", "spatial", "bfloat16", "72", "-"):
+        changed = {"training": ("inference", "training"), "spatial": ("spatial", "temporal")}.get(other)
+        text = one.replace(
+            *(changed or (other, {"bfloat16": "float32", "72": "64", "-": "float32[72]"}.get(other, "")))
+        )
+        assert text != one and choices.distance(one, text) == math.inf, text
+    assert choices.distance("inference float32[0,40]", "inference float32[1,40]") == math.inf
+    assert choices.distance("inference float32[4,8,3] float32[4,3]", "inference float32[2,8,3] float32[2,3]") == 1
+    use({HERE: {OP: {key(*call(1)): ["reference", "cpu"], key(*call(16)): ["cpu", "reference"]}}})
+    assert [chosen(*call(tokens)) for tokens in (2, 8)] == [Backend.REFERENCE, Backend.CPU]
 
 
 def test_a_measured_backend_that_cannot_run_is_passed_by(use: Any) -> None:
@@ -132,7 +153,8 @@ def test_the_choice_holds_in_compiled_code(use: Any) -> None:
 
     compiled = torch.compile(function, fullgraph=True, backend="eager", dynamic=False)
     assert torch.equal(compiled(torch.zeros(4, 3)), torch.ones(4, 3))
-    assert torch.equal(compiled(torch.zeros(5, 3)), -torch.ones(5, 3))
+    assert torch.equal(compiled(torch.zeros(5, 3)), torch.ones(5, 3))
+    assert torch.equal(compiled(torch.zeros(100, 3)), -torch.ones(100, 3))
 
 
 def test_only_the_newest_run_counts_and_noise_does_not() -> None:
