@@ -4,8 +4,8 @@
 
     {"format": 1, "measured": {device class: {op: {bucket: [backends, fastest first]}}}}
 
-``auto`` goes through the measured order first and then through the op's table; a call with no measured one near it, or a
-backend that cannot run it, changes nothing. ``JAVIS_CHOICES`` names another file, or ``none``; it is read at import.
+``auto`` goes through the measured order first and then through the op's table; a call with no measured one near it, or
+a backend that cannot run it, changes nothing. ``JAVIS_CHOICES`` names another file, or ``none``; it is read at import.
 """
 
 from __future__ import annotations
