@@ -18,13 +18,8 @@ Rows are appended to ``benchmarks/results/<device>.jsonl``; a figure without its
 from __future__ import annotations
 
 import dataclasses
-import datetime
-import importlib.metadata
 import json
-import os
-import platform
 import re
-import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -34,10 +29,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-import javis
-from javis.doctor import cpu_name
+from javis.bench_environment import environment
 from javis.errors import UsageError
-from javis.kernels import choices, native
+from javis.kernels import choices
 from javis.kernels.backend import Backend, why_not_auto
 from javis.kernels.cases import OpCase
 from javis.kernels.registry import OPS, Op
@@ -337,52 +331,6 @@ def _timed(function: Call, inputs: Sequence[Inputs], mode: str) -> Timed:
     if mode == "backward":  # the graph is made anew each time, so that only one is in memory
         return Timed(backward, prepare=lambda i: (forward(i), i))
     return Timed(lambda i: backward((forward(i), i)))
-
-
-def environment(device: str = "cpu") -> Row:
-    """Where a row was measured: device, versions, commit, date; on a GPU also driver, clock and power limit."""
-    gpu = _gpu() if device == "cuda" else {"device": cpu_name()}
-    return {
-        **gpu,
-        "device_class": choices.device_class(device),
-        "threads": torch.get_num_threads(),
-        "load": round(os.getloadavg()[0], 1),  # others at work on this machine make every figure worse
-        "isa": native.cpu_isa(),
-        "javis": javis.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "compiler": native.build_info().get("compiler"),
-        "commit": _git("rev-parse", "--short", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
-    }
-
-
-def _gpu() -> Row:
-    facts: Row = {"device": torch.cuda.get_device_name(), "cuda": torch.version.cuda, "triton": _version("triton")}
-    query = "driver_version,clocks.sm,clocks.max.sm,power.limit"
-    try:
-        command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader", f"--id={torch.cuda.current_device()}"]
-        said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout
-        facts |= dict(zip(("driver", "clock", "max_clock", "power_limit"), said.strip().split(", ")))
-    except (OSError, subprocess.SubprocessError):
-        facts["driver"] = None
-    return facts
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, timeout=10)
-    except (OSError, subprocess.SubprocessError):  # an installed package is no checkout
-        return None
-    return done.stdout.strip()
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _slug(name: str) -> str:

@@ -202,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(f"failed: {error}; check the disk and the permissions", 1)
     except MemoryError:
         return _complain("out of memory; try a smaller --batch-size or a shorter clip", 1)
-    except Exception as error:
+    except Exception as error:  # broad on purpose: the outermost frame, where a bug becomes one line and exit code 1
         if traceback:
             raise
         name = type(error).__name__

@@ -1,0 +1,48 @@
+"""What the pipeline returns."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from javis.sample import Order
+
+
+@dataclass(frozen=True)
+class ClipBatch:
+    """Generated clips.
+
+    Attributes:
+        video: uint8 [B, T, H, W, 3]. audio: float32 [B, samples] in -1..1; both last exactly ``seconds``.
+        fps: frames per second. sample_rate: Hz.
+        prompts: the captions the model was given. seeds: one per clip.
+        steps, guidance, order: what was used. seconds_per_stage: time spent in text, denoise, decode.
+    """
+
+    video: np.ndarray
+    audio: np.ndarray
+    fps: int
+    sample_rate: int
+    prompts: list[str]
+    seeds: list[int]
+    steps: int
+    guidance: float
+    order: Order = "together"
+    seconds_per_stage: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float:
+        return self.video.shape[1] / self.fps
+
+    def __len__(self) -> int:
+        return len(self.video)
+
+    def save(self, path: str | os.PathLike[str], index: int = 0, *, scale_to: tuple[int, int] | None = None) -> Path:
+        """Write clip ``index`` as mp4 (h264, aac), optionally scaled smoothly to (height, width)."""
+        from javis.media import write_clip
+
+        write_clip(path, self.video[index], self.audio[index], self.fps, self.sample_rate, scale_to=scale_to)
+        return Path(path)
