@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from javis import JavisPipeline
 from javis.errors import FailedError, UsageError
-from javis.kernels import OPS
+from javis.kernels import OPS, native, use_backend
 from javis.model.ops import ModelOps
 from javis.pipeline import ClipBatch
 
@@ -61,6 +61,14 @@ def test_it_runs_on_the_kernels_unless_told_otherwise(checkpoint: Path, pipeline
     plain = JavisPipeline.from_pretrained(checkpoint, ops=ModelOps())
     assert plain.model.layers[0].video_spatial.ops == ModelOps()
     check_same(pipeline(PROMPTS, seed=3, **QUICK), plain(PROMPTS, seed=3, **QUICK))
+
+
+@pytest.mark.skipif(native.WHY_NOT is not None, reason=str(native.WHY_NOT))
+def test_a_whole_clip_on_a_backend_that_not_every_op_has(pipeline: JavisPipeline) -> None:
+    """As with JAVIS_BACKEND=cpu: the solver's update and the captions' attention have no such kernel."""
+    with use_backend("cpu"):
+        clip = pipeline(PROMPTS[0], seed=3, **QUICK)
+    check_same(clip, pipeline(PROMPTS[0], seed=3, **QUICK))
 
 
 # -- what a clip depends on --------------------------------------------------------------------------------------------
