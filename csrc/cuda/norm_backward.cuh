@@ -144,8 +144,9 @@ __global__ void __launch_bounds__(kBackwardThreads) norm_backward(const NormBack
 }
 
 // partial [batch, frames * parts, sums, width] -> dmodulation [sums, batch, width]; with a mask [2 sums, batch, width], the
-// frames of timestep t first. A block: 32 columns (a 128-byte line of each partial row) by 8 rows at a time.
-constexpr int kSumRows = 8;
+// frames of timestep t first. A block: 32 columns (a 128-byte line of each partial row) by 16 rows, 8 times before any is
+// needed: the few blocks of this kernel wait for memory, not for arithmetic.
+constexpr int kSumRows = 16, kSumAhead = 8;
 
 template <typename T>
 __global__ void __launch_bounds__(kWarp* kSumRows) norm_sum_partials(const NormBackward p) {
@@ -153,15 +154,22 @@ __global__ void __launch_bounds__(kWarp* kSumRows) norm_sum_partials(const NormB
   JAVIS_SHARED(float, off_parts, kWarp * kSumRows);
   const int64_t column = static_cast<int64_t>(blockIdx.x) * kWarp + lane_id();
   const int64_t which = blockIdx.y, sums = gridDim.y, b = blockIdx.z;
-  const int64_t all = p.frames * p.parts;
+  const uint32_t parts = static_cast<uint32_t>(p.parts), all = static_cast<uint32_t>(p.frames) * parts;
+  const float* partial = p.partial + (b * all * sums + which) * p.width + column;
   float on_sum = 0.f, off_sum = 0.f;
-  if (column < p.width) {
-    for (int64_t part = warp_id(); part < all; part += kSumRows) {
-      const float value = p.partial[((b * all + part) * sums + which) * p.width + column];
-      if (p.frame_mask == nullptr || p.frame_mask[b * p.frames + part / p.parts] != 0)
-        on_sum += value;
-      else
-        off_sum += value;
+  for (uint32_t first = warp_id(); first < all; first += kSumRows * kSumAhead) {
+    float values[kSumAhead];
+#pragma unroll
+    for (int i = 0; i < kSumAhead; ++i) {
+      const uint32_t part = first + i * kSumRows;
+      values[i] = part < all && column < p.width ? partial[part * sums * p.width] : 0.f;
+    }
+#pragma unroll
+    for (int i = 0; i < kSumAhead; ++i) {
+      const uint32_t part = first + i * kSumRows;
+      const bool on = part >= all || p.frame_mask == nullptr || p.frame_mask[b * p.frames + part / parts] != 0;
+      on_sum += on ? values[i] : 0.f;
+      off_sum += on ? 0.f : values[i];
     }
   }
   on_parts[threadIdx.x] = on_sum;

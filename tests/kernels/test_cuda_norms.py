@@ -139,6 +139,12 @@ def test_gradients_of_the_two_timesteps_frame_by_frame(name: str, cuda_device: s
             assert torch.equal(here, expected) and not other.any()
 
 
+def test_more_partial_sums_than_are_read_at_once(cuda_device: str) -> None:
+    """131 frames of one row are 131 partial sums; the second kernel reads 16 times 8 of them."""
+    args, kwargs = case(NORM, frames=131, places=1, width=8, masked=True).inputs(seed=5)
+    compare(NORM, named(NORM, args, kwargs), cuda_device)
+
+
 def test_large_mean_does_not_cancel(cuda_device: str) -> None:
     x = torch.randn(1, 4, 256, generator=torch.Generator().manual_seed(0)) + 3000
     zero = torch.zeros(1, 256)
