@@ -9,27 +9,13 @@
 #include <optional>
 
 #include "../checks.h"
+#include "aligned.h"
 #include "norm.h"
 #include "torch_device.h"
 
 namespace javis::cuda {
 
-inline const void* data(const std::optional<Tensor>& tensor) {
-  return tensor.has_value() ? tensor->const_data_ptr() : nullptr;
-}
 inline int64_t row_stride(const std::optional<Tensor>& tensor) { return tensor.has_value() ? tensor->stride(0) : 0; }
-
-// The tensor if 16-byte accesses can read its rows (dense inside, every row at a multiple of 16 bytes), else a copy: rows
-// and samples may lie anywhere, as in a slice of a wider tensor.
-inline Tensor with_aligned_rows(const Tensor& tensor) {
-  const int64_t axes = tensor.dim(), bytes = tensor.element_size();
-  bool aligned = tensor.stride(axes - 1) == 1 && reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0;
-  for (int64_t axis = 0; axis + 1 < axes; ++axis)
-    aligned = aligned && (tensor.size(axis) <= 1 || tensor.stride(axis) * bytes % 16 == 0);
-  if (aligned || tensor.numel() == 0) return tensor;
-  Tensor copy = torch::stable::new_empty(tensor, tensor.sizes());
-  return torch::stable::copy_(copy, tensor);
-}
 
 struct NormSizes {
   int64_t batch, tokens, width, frames, dtype;

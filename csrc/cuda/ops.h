@@ -35,4 +35,12 @@ std::tuple<Tensor, Tensor, Tensor> gated_residual_ada_layer_norm_fp8(
     const Tensor& x, const Tensor& h, const Optional& gate, const Tensor& shift, const Tensor& scale, const Optional& y_scale,
     const Optional& gate0, const Optional& shift0, const Optional& scale0, const Optional& frame_mask, double eps);
 
+// temporal_attention_op.cpp: qkv [B, T, S, 3, H, D] -> [B, T * S, H * D]; weights [2, D], cos and sin [T, D / 2] in float32.
+Tensor temporal_attention(
+    const Tensor& qkv, const Optional& weights, const Optional& cos, const Optional& sin, double eps);
+
+// bidirectional_attention_op.cpp: q, v [B, N, H * D] -> what audio says to video, and what video says to audio.
+std::tuple<Tensor, Tensor> bidirectional_attention(
+    const Tensor& q_video, const Tensor& q_audio, const Tensor& v_video, const Tensor& v_audio, int64_t num_heads);
+
 }  // namespace javis::cuda

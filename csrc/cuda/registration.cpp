@@ -34,6 +34,10 @@ void define(Library& m) {
       "gated_residual_ada_layer_norm_fp8(Tensor x, Tensor h, Tensor? gate, Tensor shift, Tensor scale, Tensor? y_scale,"
       " Tensor? gate0, Tensor? shift0, Tensor? scale0, Tensor? frame_mask, float eps)"
       " -> (Tensor r, Tensor q, Tensor row_scale)");
+  m.def("temporal_attention(Tensor qkv, Tensor? weights, Tensor? cos, Tensor? sin, float eps) -> Tensor");
+  m.def(
+      "bidirectional_attention(Tensor q_video, Tensor q_audio, Tensor v_video, Tensor v_audio, int num_heads)"
+      " -> (Tensor to_video, Tensor to_audio)");
 }
 
 template <typename Library>
@@ -44,6 +48,8 @@ void implement(Library& m) {
   m.impl("gated_residual_ada_layer_norm", TORCH_BOX(&javis::cuda::gated_residual_ada_layer_norm));
   m.impl("gated_residual_ada_layer_norm_backward", TORCH_BOX(&javis::cuda::gated_residual_ada_layer_norm_backward));
   m.impl("gated_residual_ada_layer_norm_fp8", TORCH_BOX(&javis::cuda::gated_residual_ada_layer_norm_fp8));
+  m.impl("temporal_attention", TORCH_BOX(&javis::cuda::temporal_attention));
+  m.impl("bidirectional_attention", TORCH_BOX(&javis::cuda::bidirectional_attention));
 }
 
 }  // namespace

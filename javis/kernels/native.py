@@ -45,6 +45,8 @@ CUDA_OPS: tuple[str, ...] = (
     "gated_residual_ada_layer_norm",
     "gated_residual_ada_layer_norm_backward",
     "gated_residual_ada_layer_norm_fp8",
+    "temporal_attention",
+    "bidirectional_attention",
 )
 HOW_TO_BUILD = "build them with `pip install --no-build-isolation --force-reinstall --no-deps .` in the source tree"
 HOW_TO_BUILD_CUDA = HOW_TO_BUILD.replace("`pip", "`JAVIS_CUDA_ARCHS='80;90a' pip")

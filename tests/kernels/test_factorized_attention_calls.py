@@ -197,7 +197,7 @@ def test_the_named_backend_is_the_one_that_runs(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("backend", "axis", "dtype", "why"),
     [
-        ("cuda", "temporal", torch.float32, "no CUDA kernel in this version"),
+        ("cuda", "temporal", torch.float32, "needs CUDA tensors, got one on cpu"),
         ("flash_attn", "spatial", torch.bfloat16, "flash-attn is not installed|needs a CUDA device"),
         ("cpu", "spatial", torch.float64, "float64|not built"),
         ("cpu", "temporal", torch.float16, "float16|not built"),

@@ -7,6 +7,7 @@
 This is the multi-modal bidirectional cross-attention of JavisDiT (arXiv 2503.23377, section 3.2).
 
 Read next: reference.py (the maths), contract.py (what torch.compile sees), triton_impl.py (the GPU kernels),
+csrc/cuda/bidirectional_attention.cu (the same, for inference in 16 bits),
 native_impl.py (the CPU form: chunks of matrix products around csrc/cpu/bidirectional_attention_rows.cpp).
 """
 
@@ -19,16 +20,12 @@ from javis.kernels.ops.bidirectional_attention import contract
 from javis.kernels.ops.bidirectional_attention.reference import bidirectional_attention_ref
 
 
-def _no_cuda(*_: object) -> str | None:
-    return "no CUDA kernel in this version"
-
-
 def _always(*_: object) -> str | None:
     return None
 
 
 CHECKS: dict[Backend, Check] = {
-    Backend.CUDA: _no_cuda,
+    Backend.CUDA: contract.why_not_cuda,
     Backend.TRITON: contract.why_not_triton,
     Backend.CPU: contract.why_not_cpu,
     Backend.SDPA: contract.why_not_sdpa,
@@ -65,6 +62,8 @@ def bidirectional_attention(
     _validate(q_video, q_audio, v_video, v_audio, num_heads)
     arguments = (q_video, q_audio, v_video, v_audio, num_heads)
     chosen = select("bidirectional_attention", CHECKS, *arguments, backend=backend)
+    if chosen is Backend.CUDA:
+        return contract.bidirectional_attention_cuda(*arguments)
     if chosen is Backend.TRITON:
         return contract.bidirectional_attention_fused(*arguments, native=False)
     if chosen is Backend.CPU:

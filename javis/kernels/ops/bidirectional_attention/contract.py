@@ -3,7 +3,8 @@
 Two pairs of registered ops with the same schemas, ``javis::bidirectional_attention`` (Triton) and
 ``javis::bidirectional_attention_native`` (CPU), share one ``autograd.Function``. Beside the results the forward ops
 return the logarithm (base 2) of each softmax's denominator, [B, H, N] in float32: all that the backward pass needs to
-make either softmax again from the scores.
+make either softmax again from the scores. ``javis_cuda::bidirectional_attention`` has no backward pass and returns the
+results alone.
 """
 
 from __future__ import annotations
@@ -18,7 +19,31 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from javis.kernels import native, triton_support
 
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
-MAX_HEAD_SIZE = 128  # of the Triton kernels, whose tiles hold whole heads
+CUDA_DTYPES = (torch.bfloat16, torch.float16)
+MAX_HEAD_SIZE = 128  # of the GPU kernels, whose tiles hold whole heads
+# Shared memory of the CUDA kernel, for heads of up to 72 values and beyond: Plan::kShared in its source.
+CUDA_SHARED = (137_472, 160_000)
+
+
+def why_not_cuda(q_video: Tensor, q_audio: Tensor, v_video: Tensor, v_audio: Tensor, num_heads: int) -> str | None:
+    """Why the CUDA kernel cannot take this call, or None."""
+    inputs = (q_video, q_audio, v_video, v_audio)
+    reason = native.why_not_cuda(*inputs, dtypes=CUDA_DTYPES)
+    if reason is not None:
+        return reason
+    size = q_video.shape[2] // num_heads
+    if size % 8 or size > MAX_HEAD_SIZE:
+        return f"head size {size} is not a multiple of 8 up to {MAX_HEAD_SIZE}"
+    if q_video.shape[0] * num_heads > 65535:
+        return f"batch * heads is {q_video.shape[0] * num_heads}, a launch grid holds up to 65535"
+    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
+        return "it has no backward pass, and an argument requires a gradient"
+    if q_video.device.type == "cuda":
+        needs = CUDA_SHARED[size > 72]
+        has = torch.cuda.get_device_properties(q_video.device).shared_memory_per_block_optin
+        if has < needs:
+            return f"needs {needs} bytes of shared memory in a block of threads, this GPU has {has}"
+    return None
 
 
 def why_not_triton(q_video: Tensor, q_audio: Tensor, v_video: Tensor, v_audio: Tensor, num_heads: int) -> str | None:
@@ -81,6 +106,14 @@ def bidirectional_attention_fused(
     """The registered ops on arguments that ``why_not_triton`` or ``why_not_cpu`` has accepted."""
     results: tuple[Tensor, Tensor] = BidirectionalAttention.apply(q_video, q_audio, v_video, v_audio, num_heads, native)
     return results
+
+
+def bidirectional_attention_cuda(
+    q_video: Tensor, q_audio: Tensor, v_video: Tensor, v_audio: Tensor, num_heads: int
+) -> tuple[Tensor, Tensor]:
+    """The CUDA op on arguments that ``why_not_cuda`` has accepted."""
+    op = torch.ops.javis_cuda.bidirectional_attention.default
+    return op(q_video, q_audio, v_video, v_audio, num_heads)  # type: ignore[no-any-return]
 
 
 class BidirectionalAttention(torch.autograd.Function):
@@ -184,3 +217,13 @@ for _name, _schema, _devices, _run, _shapes in (
     for _device in _devices:
         torch.library.impl(f"javis::{_name}", _device, _run)
     torch.library.register_fake(f"javis::{_name}", _shapes)
+
+
+def _cuda_shapes(
+    q_video: Tensor, q_audio: Tensor, v_video: Tensor, v_audio: Tensor, num_heads: int
+) -> tuple[Tensor, Tensor]:
+    return q_video.new_empty(q_video.shape), q_video.new_empty(q_audio.shape)
+
+
+if native.WHY_NOT_CUDA is None:
+    torch.library.register_fake("javis_cuda::bidirectional_attention")(_cuda_shapes)

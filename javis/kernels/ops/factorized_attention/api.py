@@ -6,8 +6,8 @@
 The space and the time of a clip are attended to in turn (arXiv 2102.05095), as Open-Sora and JavisDiT do.
 
 Read next: reference.py (the maths), triton_impl.py (short sequences), flash/triton_impl.py (long ones),
-csrc/cpu/temporal_attention_rows.cpp (the CPU's loops for the temporal axis), library.py (attention of other packages,
-which the spatial axis has on a CPU).
+csrc/cuda/temporal_attention.cu and csrc/cpu/temporal_attention_rows.cpp (the temporal axis), library.py (attention of
+other packages, which the spatial axis has on a CPU).
 """
 
 from __future__ import annotations
@@ -20,16 +20,12 @@ from javis.kernels.ops.factorized_attention.reference import factorized_attentio
 from javis.kernels.ops.qk_norm_rope.api import validate
 
 
-def _no_cuda(*_: object) -> str | None:
-    return "no CUDA kernel in this version"
-
-
 def _always(*_: object) -> str | None:
     return None
 
 
 CHECKS: dict[Backend, Check] = {
-    Backend.CUDA: _no_cuda,
+    Backend.CUDA: contract.why_not_cuda,
     Backend.TRITON: contract.why_not_triton,
     Backend.CPU: contract.why_not_cpu,
     Backend.FLASH_ATTN: contract.why_not_flash_attn,
@@ -69,6 +65,8 @@ def factorized_attention(
     if rope is not None:
         rope = (rope[0].detach(), rope[1].detach())
     chosen = select("factorized_attention", CHECKS, qkv, axis, q_weight, k_weight, rope, backend=backend)
+    if chosen is Backend.CUDA:
+        return contract.temporal_attention_cuda(qkv, q_weight, k_weight, rope, eps)
     if chosen is Backend.TRITON:
         return contract.factorized_attention_triton(qkv, axis, q_weight, k_weight, rope, eps)
     if chosen is Backend.CPU and axis == "temporal":

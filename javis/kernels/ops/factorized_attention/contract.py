@@ -17,6 +17,8 @@ from javis.kernels import native
 from javis.kernels.ops.qk_norm_rope import contract as prepared
 
 FLASH_ATTN_DTYPES = (torch.float16, torch.bfloat16)
+CUDA_DTYPES = (torch.bfloat16, torch.float16)
+MAX_CUDA = 128  # frames, and values of a head: the scores of a sequence stay in registers
 MAX_NATIVE = 256  # frames: beyond that the tiles of a head leave the second-level cache
 why_not_triton = prepared.why_not_triton
 split = prepared.split
@@ -30,6 +32,31 @@ def _has_flash_attn() -> bool:
 
 
 HAS_FLASH_ATTN = _has_flash_attn()  # probed once, not imported
+
+
+def why_not_cuda(
+    qkv: Tensor,
+    axis: str = "spatial",
+    q_weight: Tensor | None = None,
+    k_weight: Tensor | None = None,
+    rope: tuple[Tensor, Tensor] | None = None,
+    *_: object,
+) -> str | None:
+    """Why the CUDA kernel cannot take this call, or None."""
+    reason = native.why_not_cuda(qkv, q_weight, k_weight, *(rope or ()), dtypes=CUDA_DTYPES)
+    if reason is not None:
+        return reason
+    if axis != "temporal":
+        return "only the temporal axis has a CUDA kernel"
+    if qkv.shape[1] > MAX_CUDA:
+        return f"{qkv.shape[1]} frames, at most {MAX_CUDA}"
+    if qkv.shape[-1] % 8 or qkv.shape[-1] > MAX_CUDA:
+        return f"heads of {qkv.shape[-1]} values, not a multiple of 8 up to {MAX_CUDA}"
+    if qkv.shape[0] * qkv.shape[2] * qkv.shape[4] >= 2**31:
+        return f"{qkv.shape[0] * qkv.shape[2] * qkv.shape[4]} sequences, fewer than 2^31"
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (qkv, q_weight, k_weight)):
+        return "it has no backward pass, and an argument requires a gradient"
+    return None
 
 
 def why_not_cpu(
@@ -198,6 +225,20 @@ def temporal_attention_native(
     return y
 
 
+def temporal_attention_cuda(
+    qkv: Tensor,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    rope: tuple[Tensor, Tensor] | None,
+    eps: float,
+) -> Tensor:
+    """The CUDA op on arguments that ``why_not_cuda`` has accepted."""
+    cos, sin = (None, None) if rope is None else rope
+    weights = prepared.stack(q_weight, k_weight)
+    op = torch.ops.javis_cuda.temporal_attention.default
+    return op(qkv, weights, prepared.dense(cos), prepared.dense(sin), eps)  # type: ignore[no-any-return]
+
+
 class TemporalAttention(torch.autograd.Function):
     """Native: qkv [B, T, S, 3, H, D]; weights float32 [2, D], tables float32 [T, D/2]."""
 
@@ -217,13 +258,18 @@ class TemporalAttention(torch.autograd.Function):
         return dqkv, None if ctx.saved_tensors[1] is None else dweights, None, None, None
 
 
-if native.WHY_NOT is None:
+def _temporal_shapes(qkv: Tensor, *_: object) -> Tensor:
+    batch, frames, places, _three, heads, size = qkv.shape
+    return qkv.new_empty((batch, frames * places, heads * size))
 
-    @torch.library.register_fake("javis_native::temporal_attention")
-    def _native_shapes(qkv: Tensor, *_: object) -> Tensor:
-        batch, frames, places, _three, heads, size = qkv.shape
-        return qkv.new_empty((batch, frames * places, heads * size))
+
+if native.WHY_NOT is None:
+    torch.library.register_fake("javis_native::temporal_attention")(_temporal_shapes)
 
     @torch.library.register_fake("javis_native::temporal_attention_backward")
     def _native_backward_shapes(dout: Tensor, qkv: Tensor, *_: object) -> tuple[Tensor, Tensor]:
         return qkv.new_empty(qkv.shape), qkv.new_empty((2, qkv.shape[-1]), dtype=torch.float32)
+
+
+if native.WHY_NOT_CUDA is None:
+    torch.library.register_fake("javis_cuda::temporal_attention")(_temporal_shapes)
