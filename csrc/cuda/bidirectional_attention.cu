@@ -2,14 +2,15 @@
 // The formulas and the plan: docs/kernels/bidirectional_attention.md.
 //
 // A block of threads owns one split of the video of one head, and passes over it in tiles of 64 tokens. A warp owns 16
-// audio tokens for good: their queries and the sums of their softmax over the video stay in registers. Per tile
+// audio tokens for good: the sums of their softmax over the video stay in registers, their queries in shared memory. Per
+// tile
 //   1. it makes S' (16 audio x 64 video), adds exp(S' - running maximum) v_video to its sums, and says what the largest
 //      score of each video token is among its audio tokens;
 //   2. (barrier) with the maxima of all warps it writes exp(S' - maximum) to shared memory;
 //   3. (barrier) the warps share out the products of that with v_audio by rows and columns, and finish the video tokens.
 // The next tile is on its way from memory meanwhile. A second kernel adds the sums of the splits, in order.
 // More audio tokens than a block has warps for: the block passes over its video again for the next ones and adds to the
-// rows it left in memory, each thread reading only what it wrote itself.
+// rows it left in memory. A warp reads there what it wrote itself.
 
 #include "bidirectional_tiles.cuh"
 
@@ -20,7 +21,8 @@ namespace {
 static_assert(Plan<64>::kShared == 137472 && Plan<72>::kShared == 137472 && Plan<128>::kShared == 160000);
 
 template <typename T, int DP>
-__global__ void __launch_bounds__(Plan<DP>::kThreads, 1) bidirectional_forward(const BidirectionalArguments a, const float scale) {
+__global__ void __launch_bounds__(Plan<DP>::kThreads, 1)
+    bidirectional_forward(const BidirectionalArguments a, const float scale) {
   using P = Plan<DP>;
   JAVIS_DYNAMIC_SHARED(shared);
   T* const tiles = reinterpret_cast<T*>(shared);  // q, v of an even tile, q, v of an odd one
@@ -167,7 +169,8 @@ __global__ void __launch_bounds__(128) bidirectional_merge(const BidirectionalAr
   if (token >= a.n_audio) return;
   const int64_t first = static_cast<int64_t>(pair) * a.splits * a.n_audio + token;
   float top = kMinusInfinity;
-  for (int split = 0; split < a.splits; ++split) top = fmaxf(top, a.part_maxima[first + static_cast<int64_t>(split) * a.n_audio]);
+  for (int split = 0; split < a.splits; ++split)
+    top = fmaxf(top, a.part_maxima[first + static_cast<int64_t>(split) * a.n_audio]);
   float total = 0.f, sums[4] = {};
   for (int split = 0; split < a.splits; ++split) {
     const int64_t part = first + static_cast<int64_t>(split) * a.n_audio;
@@ -189,11 +192,12 @@ const char* start(const BidirectionalArguments& a, void* stream) {
   using P = Plan<DP>;
   const float scale = kLog2E / __builtin_sqrtf(static_cast<float>(a.size));
   const unsigned pairs = static_cast<unsigned>(a.batch) * static_cast<unsigned>(a.heads);
-  const char* problem = launch(bidirectional_forward<T, DP>, dim3(static_cast<unsigned>(a.splits), pairs),
-                               dim3(P::kThreads), P::kShared, stream, a, scale);
+  const char* problem = launch<bidirectional_forward<T, DP>>(dim3(static_cast<unsigned>(a.splits), pairs),
+                                                             dim3(P::kThreads), P::kShared, stream, a, scale);
   if (problem != nullptr) return problem;
   const int64_t vectors = a.n_audio * (a.size / 4);
-  return launch(bidirectional_merge<T>, dim3(static_cast<unsigned>((vectors + 127) / 128), pairs), dim3(128), 0, stream, a);
+  const dim3 grid(static_cast<unsigned>((vectors + 127) / 128), pairs);
+  return launch<bidirectional_merge<T>>(grid, dim3(128), 0, stream, a);
 }
 
 template <typename T>

@@ -21,7 +21,7 @@ struct BidirectionalArguments {
   const void *q_video, *q_audio, *v_video, *v_audio;
   void *to_video, *to_audio;                        // dense
   float *part_sums, *part_maxima, *part_totals;     // [B * H, splits, Na, D], twice [B * H, splits, Na]
-  float *row_sums, *row_statistics;                 // [B * H, Nv, D], [B * H, groups, Nv, 2]; only beyond one pass over audio
+  float *row_sums, *row_statistics;                 // [B * H, Nv, D], [B * H, groups, Nv, 2]: beyond one pass
   int64_t qv_b, qv_n, qa_b, qa_n, vv_b, vv_n, va_b, va_n;  // strides of samples and tokens, in values
   int64_t batch, heads, size, n_video, n_audio;     // size: D
   int64_t tiles_per_split, splits;                  // of the video

@@ -45,7 +45,8 @@ struct Shape {
 
 // The row that starts at `row` as words, zeros if it is not there or beyond `size` columns.
 template <typename T, int DP>
-__device__ __forceinline__ void load_row(const T* row, bool there, int size, int t, uint32_t (&words)[Shape<DP, 1>::kWords]) {
+__device__ __forceinline__ void load_row(const T* row, bool there, int size, int t,
+                                         uint32_t (&words)[Shape<DP, 1>::kWords]) {
   using S = Shape<DP, 1>;
 #pragma unroll
   for (int block = 0; block < S::kBlocks; ++block) {
@@ -179,7 +180,8 @@ __device__ __forceinline__ void store_row(T* row, const float (&o)[Shape<DP, 1>:
 }
 
 template <typename T, int DP, int TILES>
-__global__ void __launch_bounds__(Shape<DP, TILES>::kWarps* kWarp) temporal_forward(const TemporalArguments a, const float scale) {
+__global__ void __launch_bounds__(Shape<DP, TILES>::kWarps* kWarp)
+    temporal_forward(const TemporalArguments a, const float scale) {
   using S = Shape<DP, TILES>;
   const int size = DP == 72 ? 72 : static_cast<int>(a.size);  // 72 is compiled as such
   const int length = static_cast<int>(a.frames);
@@ -315,8 +317,8 @@ const char* start(const TemporalArguments& a, void* stream) {
   const int64_t blocks = (a.batch * a.places * a.heads + S::kGroups - 1) / S::kGroups;
   const int64_t warps = TILES == 1 ? S::kWarps : S::kGroups * ((a.frames + 15) / 16);
   const float scale = kLog2E / __builtin_sqrtf(static_cast<float>(a.size));
-  return launch(temporal_forward<T, DP, TILES>, dim3(static_cast<unsigned>(blocks)),
-                dim3(static_cast<unsigned>(warps * kWarp)), 0, stream, a, scale);
+  return launch<temporal_forward<T, DP, TILES>>(dim3(static_cast<unsigned>(blocks)),
+                                                dim3(static_cast<unsigned>(warps * kWarp)), 0, stream, a, scale);
 }
 
 template <typename T, int DP>
