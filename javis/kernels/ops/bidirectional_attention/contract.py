@@ -40,7 +40,7 @@ def why_not_cuda(q_video: Tensor, q_audio: Tensor, v_video: Tensor, v_audio: Ten
         return "it has no backward pass, and an argument requires a gradient"
     if q_video.device.type == "cuda":
         needs = CUDA_SHARED[size > 72]
-        has = torch.cuda.get_device_properties(q_video.device).shared_memory_per_block_optin
+        has = getattr(torch.cuda.get_device_properties(q_video.device), "shared_memory_per_block_optin", 49152)
         if has < needs:
             return f"needs {needs} bytes of shared memory in a block of threads, this GPU has {has}"
     return None
