@@ -106,7 +106,7 @@ def export(config: DemoTrainConfig, folder: Path) -> Path:
         },
         "sampling": {
             "steps": 16,
-            "guidance": 1.5,
+            "guidance": 2.5,
             "order": "sound_first",
             "timestep_ratio": config.sampling_ratio,
         },
