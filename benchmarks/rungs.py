@@ -238,6 +238,24 @@ class Runner:
         return [elapsed(marks[0], later) for later in marks[1:]]
 
     @torch.no_grad()
+    def replayed(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Latents after two far steps, from the captured graph and from the steps themselves: they should be the same.
+
+        The times of the two steps differ as much as can be, so that a graph that keeps the first one shows.
+        """
+        kept = self.timesteps, self.dt.clone(), self.replay
+        self.timesteps = torch.tensor([[float(TIMES)], [TIMES / 10]], device=self.device)
+        self.dt.fill_(0.5)
+        found = []
+        for replay in (self.replay, None):
+            self.replay = replay
+            self.loop(2)
+            found.append([self.video.clone(), self.audio.clone()])
+        self.timesteps, self.replay = kept[0], kept[2]
+        self.dt.copy_(kept[1])
+        return found[0], found[1]
+
+    @torch.no_grad()
     def first_velocity(self) -> Velocity:
         """What is predicted for the noise, in float64 on the CPU: for comparing rungs."""
         for latents, noise in zip((self.video, self.audio), self.noise, strict=True):

@@ -83,6 +83,24 @@ def runner(rung: str, guided: bool = True) -> rungs.Runner:
     return rungs.Runner(rung, clip, weights, guided=guided, steps=2, device="cpu", backend="eager")
 
 
+def test_a_graph_that_keeps_the_first_time_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for a CUDA graph, right and wrong; what surrounds it is as on a GPU."""
+    made = runner("fused")
+    made.start()
+    steps = made.timesteps.clone()
+    made.replay = made._step
+    assert ladder.difference(*made.replayed())[1] == 0.0
+    first = made.timesteps[0].clone()
+
+    def stale() -> None:
+        made.t.copy_(first)
+        made._step()
+
+    made.replay = stale
+    assert ladder.difference(*made.replayed())[1] > 4 * ladder.SAME
+    assert made.replay is stale and torch.equal(made.timesteps, steps) and made.dt.item() == 0.5
+
+
 def test_fp8_products_are_near_and_norms_feed_them() -> None:
     generator = torch.Generator().manual_seed(0)
     linear = nn.Linear(96, 32).requires_grad_(False)

@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.sections import ORDER
-from benchmarks.tables import table
+from benchmarks.tables import kernel_sections, ladder_sections, table
 
 ROOT = Path(__file__).resolve().parents[2]
 Row = dict[str, Any]
 LIBRARIES = ("sdpa", "flash_attn", "eager", "compiled eager")
 OURS = ("cuda", "triton", "cpu")
-PEAKS = ("copy", "matmul")
 
 
 def newest(rows: Iterable[Row], *names: str) -> list[Row]:
@@ -98,34 +97,6 @@ def newest_ladder(rows: Iterable[Row]) -> list[Row]:
     return newest((r for r in rows if r.get("bench") == "ladder"), "clip", "rung", "steps", "guidance")
 
 
-def ladder_table(rows: Sequence[Row]) -> str:
-    cells: list[list[object]] = []
-    for r in newest_ladder(rows):
-        guidance = "with" if r["guidance"] else "without"
-        cut = "all" if r["multiplied_by"] == 1 else f"{r['measured_steps']}, x {r['multiplied_by']:g}"
-        spread, share = f"{r['s_p50']} [{r['s_p20']}, {r['s_p80']}]", f"{r['share_of_matmul']:.1%}"
-        cells.append([r["clip"], r["steps"], guidance, r["rung"], spread, cut, r["tflop"], share, r["roofline_s"]])
-        cells[-1] += [r["peak_memory_gb"], f"{r['error_rms']:.1e}", r["cold_s"]]
-    head = ["clip", "steps", "guidance", "rung", "s p50 [p20, p80]", "steps measured", "TFLOP", "of peak", "roofline s"]
-    return table([*head, "GB", "RMS error", "cold s"], cells) if cells else "No row of the ladder.\n"
-
-
-def kernel_table(rows: Sequence[Row]) -> str:
-    cells = []
-    for (op, case, mode), mine in groups(rows).items():
-        eager = mine.get("eager")
-        for name, r in mine.items():
-            if name in PEAKS:
-                continue
-            flops = r.get("bound") == "flops"
-            speed = f"{r['tflop_per_s']:.3f} TFLOP/s" if flops else f"{r['gb_per_s']:.1f} GB/s"
-            share = f"{r['share_of_matmul' if flops else 'share_of_copy']:.0%}"
-            gain = f"{eager['p50_ms'] / r['p50_ms']:.2f}" if eager is not None and r is not eager else ""
-            cells.append([op, case, mode, name, r["p50_ms"], speed, share, gain])
-    head = ["op", "case", "mode", "backend", "ms p50", "speed", "of peak", "x eager"]
-    return table(head, cells) if cells else "No row of an op.\n"
-
-
 def sections_table(state: Path) -> str:
     """How the steps ended, as the driver noted it."""
     cells: list[list[object]] = []
@@ -146,9 +117,8 @@ def page(rows: Sequence[Row], state: Path | None) -> str:
     found = bars(rows)
     if found:
         text += "\n## Bars\n\n" + table(["what", "goal", "measured", "reached"], found)
-    text += "\n## The latency ladder\n\n`python -m benchmarks.ladder`; batch 1, 2 s clips, random weights.\n\n"
-    text += ladder_table(rows)
-    text += "\n## Ops\n\n`javis bench kernels`; the peaks are of the same runs.\n\n" + kernel_table(rows)
+    text += ladder_sections([row for row in rows if row.get("bench") == "ladder"])
+    text += kernel_sections([row for row in rows if "op" in row])
     ended = sections_table(state) if state is not None else ""
     return text + (f"\n## Sections\n\n{ended}" if ended else "")
 
