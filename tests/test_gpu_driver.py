@@ -216,24 +216,9 @@ def test_the_report_judges_the_bars(tmp_path: Path) -> None:
         f"{name}, video-512x512-bfloat16, forward, cuda": ["0.95 of the copy", "yes"],
         "bidirectional_attention, 512x512-2s-bfloat16, forward, triton": ["1.50 x", "**no**"],
     }
-    one = {
-        "bench": "ladder",
-        "clip": "512x512",
-        "steps": 30,
-        "guidance": True,
-        "device": "GPU",
-        "commit": "c",
-        "date": "d",
-    }
-    one |= {
-        "s_p20": 5.0,
-        "s_p80": 5.2,
-        "multiplied_by": 3.0,
-        "measured_steps": 10,
-        "tflop": 1.0,
-        "share_of_matmul": 0.5,
-    }
-    one |= {"roofline_s": 4.0, "peak_memory_gb": 9.0, "error_rms": 0.01, "cold_s": 60.0}
+    one = {"bench": "ladder", "clip": "512x512", "steps": 30, "guidance": True, "commit": "c", "date": "d", **WHERE}
+    one |= {"s_p20": 5.0, "s_p80": 5.2, "multiplied_by": 3.0, "measured_steps": 10, "tflop": 1.0}
+    one |= {"share_of_matmul": 0.5, "roofline_s": 4.0, "peak_memory_gb": 9.0, "error_rms": 0.01, "cold_s": 60.0}
     rows += [{**one, "rung": "graph", "s_p50": 5.1}, {**one, "rung": "fp8", "s_p50": 4.6}]
     assert [line[2:] for line in report.bars(rows)[-2:]] == [["5.10 s", "yes"], ["4.60 s", "**no**"]]
     (tmp_path / "gpu.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
