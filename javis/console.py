@@ -26,6 +26,7 @@ def one_line(text: str, limit: int = 2000) -> str:
 @contextlib.contextmanager
 def progress_bar(label: str, total: int) -> Iterator[Callable[[float], None]]:
     """A bar on stderr if that is a terminal, nothing otherwise; yields a function of how many of ``total`` are done."""
+    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
