@@ -139,6 +139,15 @@ def test_gradients_of_the_two_timesteps_frame_by_frame(name: str, cuda_device: s
             assert torch.equal(here, expected) and not other.any()
 
 
+def test_y_belongs_to_the_r_that_is_returned(cuda_device: str) -> None:
+    """The norm sees r as it was rounded; that of the sum before rounding differs in many values."""
+    args, _ = case(GATED, torch.bfloat16, places=8, width=264).inputs(seed=6)
+    x, h, gate, shift, scale = on_all(cuda_device, args)
+    r, y = OPS[GATED].function(x, h, gate, shift, scale, backend="cuda")
+    differs = y != OPS[NORM].function(r, shift, scale, backend="cuda")
+    assert differs.float().mean() < 0.001
+
+
 def test_more_partial_sums_than_are_read_at_once(cuda_device: str) -> None:
     """131 frames of one row are 131 partial sums; the second kernel reads 16 times 8 of them."""
     args, kwargs = case(NORM, frames=131, places=1, width=8, masked=True).inputs(seed=5)
