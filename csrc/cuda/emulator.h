@@ -89,7 +89,8 @@ struct Range {
 
 struct Machine {
   dim3 grid, block, block_index;
-  std::vector<std::unique_ptr<Fiber>> fibers;
+  std::vector<std::unique_ptr<Fiber>> pool;  // with their stacks, for the next launch
+  std::vector<Fiber*> fibers;                // of the block that runs
   std::vector<unsigned> order;
   Fiber* running = nullptr;
   ucontext_t scheduler;
@@ -221,22 +222,22 @@ inline void run_block() {
     }
     if (moved) continue;
     size_t done = 0, at_block = 0;
-    for (const auto& fiber : fibers) {
+    for (const Fiber* fiber : fibers) {
       done += fiber->state == State::done;
       at_block += fiber->state == State::at_block;
     }
     if (done == fibers.size()) return;
     if (at_block != fibers.size()) {
-      for (const auto& fiber : fibers) {
+      for (Fiber* fiber : fibers) {
         if (fiber->state == State::done) continue;
-        machine.running = fiber.get();
+        machine.running = fiber;
         const char* place = fiber->state == State::at_block ? "__syncthreads" : fiber->meeting.what;
         machine.error = std::string("deadlock: waits in ") + place + where() + ", where not all threads come; " +
                         std::to_string(done) + " of " + std::to_string(fibers.size()) + " have left the kernel";
         return;
       }
     }
-    for (const auto& fiber : fibers) fiber->state = State::ready;
+    for (Fiber* fiber : fibers) fiber->state = State::ready;
   }
 }
 
@@ -274,7 +275,8 @@ inline const char* run(dim3 grid, dim3 block, size_t dynamic_shared, std::functi
   machine.fibers.resize(threads);
   machine.order.resize(threads);
   for (unsigned i = 0; i < threads; ++i) {
-    if (!machine.fibers[i]) machine.fibers[i] = std::make_unique<Fiber>();
+    if (i >= machine.pool.size()) machine.pool.push_back(std::make_unique<Fiber>());
+    machine.fibers[i] = machine.pool[i].get();
     machine.order[i] = i;
   }
   std::mt19937 random(machine.seed);
