@@ -15,6 +15,7 @@ import numpy as np
 
 from javis.eval.motion import read_motion
 from javis.eval.onsets import HOP, Sound, source_onsets, timbre_of
+from javis.eval.shape_metric import distances
 from javis.eval.tracking import Picture, Track
 from javis.world.render import signed_distance
 from javis.world.scene import RADII
@@ -77,17 +78,35 @@ def read_side(track: Track) -> str:
 
 
 def read_shape(track: Track, *, turned: bool = False) -> tuple[str, str]:
-    """Nearest silhouette and size (small or large); ``turned`` allows rotations, as of a pendulum."""
-    masks = _aligned_masks(track)
-    radii, templates = _silhouettes(turned)
-    weight = np.clip(track.area / max(float(np.quantile(track.area, 0.9)), 1e-9), 0.0, 1.0) ** 4
-    # Each frame has its own angle; shape, radius and blur are those of all frames together.
-    scores = (masks @ templates.reshape(-1, templates.shape[-1]).T).reshape(len(masks), *templates.shape[:-1])
-    together = np.tensordot(weight, scores.max(axis=-1), axes=1)
-    best, k, _ = np.unravel_index(int(together.argmax()), together.shape)
+    """Nearest silhouette, in the metric of shape_metric.py, and size (small or large).
+
+    ``turned`` allows rotations, as of a pendulum.
+    """
+    residuals = residuals_of(track, turned=turned)
+    radii, _ = _silhouettes(turned)
+    far = distances(residuals.reshape(-1, residuals.shape[-1])).reshape(len(SHAPES), len(radii), -1)
+    best, k, _ = np.unravel_index(int(far.argmin()), far.shape)
     radius = float(radii[k])
     middle = 0.5 * (RADII["small"] * 1.05 + RADII["large"] * 0.95)
     return SHAPES[best], "small" if radius < middle else "large"
+
+
+def residuals_of(track: Track, *, turned: bool) -> np.ndarray:
+    """What each silhouette leaves of the object, averaged over frames in which it is well seen.
+
+    Returns:
+        [shapes, radii * blurs, _GRID * _GRID]. Each frame has its own angle; shape, radius and blur are those of all.
+    """
+    masks = _aligned_masks(track)
+    _, templates = _silhouettes(turned)
+    weight = np.clip(track.area / max(float(np.quantile(track.area, 0.9)), 1e-9), 0.0, 1.0) ** 4
+    weight = weight / max(float(weight.sum()), 1e-9)
+    flat = templates.reshape(-1, *templates.shape[-2:])  # [hypotheses, angles, pixels]
+    angles = np.einsum("tp,hap->hta", masks, flat, optimize=True).argmax(axis=-1)
+    chosen = np.zeros((len(flat), flat.shape[1]))  # how much of the weight each angle has
+    np.add.at(chosen, (np.arange(len(flat))[:, None], angles), weight)
+    mean = weight @ masks - np.einsum("ha,hap->hp", chosen, flat, optimize=True)
+    return np.asarray(mean.reshape(len(SHAPES), -1, masks.shape[-1]), dtype=np.float32)
 
 
 def _offsets() -> np.ndarray:
