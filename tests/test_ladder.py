@@ -105,7 +105,7 @@ def test_fp8_products_are_near_and_norms_feed_them() -> None:
     generator = torch.Generator().manual_seed(0)
     linear = nn.Linear(96, 32).requires_grad_(False)
     x = 3 * torch.randn(2, 5, 96, generator=generator)
-    x[:, 1] *= 1e3  # a scale of its own for every row
+    x[:, 1] *= 1e5  # every row needs a scale of its own
     expected, actual = linear(x), fp8.Fp8Linear(linear.bfloat16())(x.bfloat16()).float()
     error = (actual - expected).square().mean(-1).sqrt() / expected.square().mean(-1).sqrt()
     assert error.max() < 0.06  # half a unit of three bits of mantissa, twice, averaged over 96 products

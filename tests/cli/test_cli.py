@@ -109,7 +109,7 @@ def test_as_a_process(tmp_path: Path) -> None:
 def test_errors_in_the_arguments_do_not_wait_for_torch(tmp_path: Path) -> None:
     code = (
         "import os, sys; from javis.cli import main\n"
-        "for words in ('--help', 'paint', 'sample', 'sample x --steps 0', 'sample --help', 'plan'):\n"
+        "for words in ('--help', 'paint', 'sample', 'sample x --steps 0', 'sample --help', 'plan --help'):\n"
         "    main(words.split())\n"
         "print('torch' in sys.modules, os.environ['OMP_WAIT_POLICY'])"
     )
