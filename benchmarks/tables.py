@@ -57,13 +57,16 @@ def eval_section(rows: list[Row]) -> str:
     for row in rows:
         if row.get("checkpoint_fingerprint") == current[row["checkpoint"]]:  # else it is of weights that are gone
             order = row.get("order", "together")
-            newest[row["checkpoint"], row["steps"], row["guidance"], tuple(row["ablate"]), order] = row
+            scales = (row["guidance"], row.get("audio_guidance", row["guidance"]))
+            newest[row["checkpoint"], row["steps"], scales, tuple(row["ablate"]), order] = row
     if not newest:
         return ""
     cells: list[list[object]] = []
     real: Row | None = None
     for row in newest.values():
         name = f"{row['checkpoint']}, {row['steps']} steps, guidance {row['guidance']:g}, {row['count']} clips a kind"
+        if row.get("audio_guidance", row["guidance"]) != row["guidance"]:
+            name = name.replace(", guidance ", f", guidance of the sound {row['audio_guidance']:g}, of the picture ")
         name += f", {row['order'].replace('_', ' ')}" if "order" in row else ""
         name += f", without {' and '.join(row['ablate'])}" if row["ablate"] else ""
         cells += [[name, *line] for line in eval_lines(row["generated"])]

@@ -19,7 +19,7 @@ class ClipBatch:
         video: uint8 [B, T, H, W, 3]. audio: float32 [B, samples] in -1..1; both last exactly ``seconds``.
         fps: frames per second. sample_rate: Hz.
         prompts: the captions the model was given. seeds: one per clip.
-        steps, guidance, order: what was used. seconds_per_stage: time spent in text, denoise, decode.
+        steps, guidance, audio_guidance, order: what was used. seconds_per_stage: time spent in text, denoise, decode.
     """
 
     video: np.ndarray
@@ -30,6 +30,7 @@ class ClipBatch:
     seeds: list[int]
     steps: int
     guidance: float
+    audio_guidance: float
     order: Order = "together"
     seconds_per_stage: dict[str, float] = field(default_factory=dict)
 

@@ -53,6 +53,8 @@ class SampleArgs:
     """Length of the clip (default: the checkpoint's)."""
     guidance: float | None = None
     """Classifier-free guidance, 1 = none (default: the checkpoint's)."""
+    audio_guidance: float | None = None
+    """The same of the sound (default: --guidance if given, else the checkpoint's)."""
     resolution: str = "256x256"
     """WIDTHxHEIGHT of the mp4; what the model makes is scaled smoothly to it."""
     checkpoint: str = "demo"
@@ -82,8 +84,10 @@ def main(args: SampleArgs) -> int:
     if (args.prompt is None) == (args.prompts is None):
         raise UsageError(f"expected either a prompt {EXAMPLE} or --prompts FILE.csv, and not both")
     scale_to = parse_resolution(args.resolution)
-    if args.guidance is not None and not 0 <= args.guidance <= MAX_GUIDANCE:  # refuses NaN, too
-        raise UsageError(f"guidance must be between 0 and {MAX_GUIDANCE:g} (1 = none), got {args.guidance}")
+    for name in ("guidance", "audio_guidance"):
+        scale = getattr(args, name)
+        if scale is not None and not 0 <= scale <= MAX_GUIDANCE:  # refuses NaN, too
+            raise UsageError(f"{name} must be between 0 and {MAX_GUIDANCE:g} (1 = none), got {scale}")
     if not 1 <= args.batch_size <= 1024:
         raise UsageError(f"batch size must be a whole number from 1 to 1024, got {args.batch_size}")
     if args.prompt is not None:
@@ -130,6 +134,7 @@ def main(args: SampleArgs) -> int:
                     seconds=group[0].seconds,
                     steps=group[0].steps,
                     guidance=args.guidance,
+                    audio_guidance=args.audio_guidance,
                     order=args.order,
                     seed=[request.seed for request in group],
                     batch_size=len(group),
@@ -175,6 +180,7 @@ def _record(
         "steps": request.steps,
         "seconds": request.seconds,
         "guidance": args.guidance,
+        "audio_guidance": args.audio_guidance,
         "order": args.order,
         "resolution": f"{scale_to[1]}x{scale_to[0]}",
         "checkpoint": args.checkpoint,
@@ -306,6 +312,7 @@ def save(
             "seed": batch.seeds[index],
             "steps": batch.steps,
             "guidance": batch.guidance,
+            "audio_guidance": batch.audio_guidance,
             "order": batch.order,
             "seconds": len(video) / batch.fps,
             "frames": len(video),

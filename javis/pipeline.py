@@ -188,6 +188,7 @@ class JavisPipeline:
         seconds: float | None = None,
         steps: int | None = None,
         guidance: float | None = None,
+        audio_guidance: float | None = None,
         order: Order | None = None,
         seed: int | Sequence[int] | None = None,
         generator: torch.Generator | None = None,
@@ -202,6 +203,7 @@ class JavisPipeline:
             prompt: one prompt or several.
             seconds: length, 0.25 to 4; rounded to whole frames.
             steps: Euler steps, evaluations of the model in all. guidance: classifier-free guidance scale, 1 = none.
+            audio_guidance: the same of the sound; None: ``guidance`` if that is given, else the checkpoint's.
             order: "together" or "sound_first" (:func:`javis.sample.sample_in_order`); None: the checkpoint's.
             seed: one per prompt, or one number: prompt i gets ``seed + i``. A clip depends on its own seed only, not on
                 the batch it is made in. Without seed and generator, seeds are drawn at random.
@@ -219,11 +221,14 @@ class JavisPipeline:
             raise UsageError("no prompt was given; expected a text such as 'a red ball bounces on the left'")
         defaults = self.description["sampling"]
         steps = defaults["steps"] if steps is None else steps
-        guidance = float(defaults["guidance"] if guidance is None else guidance)
+        if audio_guidance is None:
+            audio_guidance = defaults.get("audio_guidance", defaults["guidance"]) if guidance is None else guidance
+        scales = Guidance(float(defaults["guidance"] if guidance is None else guidance), float(audio_guidance))
         if not isinstance(steps, int) or not 1 <= steps <= MAX_STEPS:
             raise UsageError(f"steps must be a whole number from 1 to {MAX_STEPS}, got {steps}")
-        if not math.isfinite(guidance) or not 0 <= guidance <= 100:
-            raise UsageError(f"guidance must be between 0 and 100 (1 = none), got {guidance}")
+        for name, scale in (("guidance", scales.video), ("audio_guidance", scales.audio)):
+            if not math.isfinite(scale) or not 0 <= scale <= 100:
+                raise UsageError(f"{name} must be between 0 and 100 (1 = none), got {scale}")
         order = defaults.get("order", "together") if order is None else order
         if order not in get_args(Order):
             raise UsageError(f"unknown order {order!r}; expected one of {', '.join(get_args(Order))}")
@@ -256,7 +261,7 @@ class JavisPipeline:
                 None if negatives is None else negatives[part],
                 frames=frames,
                 steps=steps,
-                guidance=guidance,
+                guidance=scales,
                 order=order,
                 ablate=ablate,
                 spent=spent,
@@ -272,7 +277,8 @@ class JavisPipeline:
             prompts=captions,
             seeds=seeds,
             steps=steps,
-            guidance=guidance,
+            guidance=scales.video,
+            audio_guidance=scales.audio,
             order=order,
             seconds_per_stage={name: round(value, 4) for name, value in spent.items()},
         )
@@ -286,7 +292,7 @@ class JavisPipeline:
         *,
         frames: int,
         steps: int,
-        guidance: float,
+        guidance: Guidance,
         order: Order,
         ablate: Sequence[Ablation],
         spent: dict[str, float],
@@ -302,7 +308,7 @@ class JavisPipeline:
             priors,
             frames=frames,
             samples=samples,
-            guided=guidance != 1,
+            guided=guidance != (1, 1),
             negative=None if negatives is None else self.text_encoder(negatives),
             with_bidirectional="bidirectional" not in ablate,
         )
@@ -321,7 +327,7 @@ class JavisPipeline:
             steps,
             order=order,
             ratio=float(self.description["sampling"]["timestep_ratio"]),
-            guidance=Guidance(guidance, guidance),
+            guidance=guidance,
             callback=None if report is None else lambda step: report(step.number + 1),
         )
         spent["denoise"] += time.perf_counter() - started
@@ -341,6 +347,7 @@ def _check_settings(description: dict[str, Any]) -> None:
     clip, sampling = description["clip"], description["sampling"]
     numbers = {name: clip[name] for name in ("size", "fps", "sample_rate", "seconds")}
     numbers |= {name: sampling[name] for name in ("steps", "guidance", "timestep_ratio")}
+    numbers |= {name: value for name, value in sampling.items() if name == "audio_guidance"}
     for name, value in numbers.items():
         whole = name in ("size", "fps", "sample_rate", "steps")
         if not math.isfinite(value) or value <= 0 or (whole and value != int(value)):

@@ -121,6 +121,20 @@ def test_wording_does_not_matter_but_the_meaning_does(pipeline: JavisPipeline) -
     assert differs(plain, pipeline("a red ball bounces on the right", seed=1, **QUICK))[0] > 1
 
 
+def test_the_sound_has_a_guidance_of_its_own(pipeline: JavisPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    options: dict[str, Any] = {"seed": 1, "order": "together", **QUICK, "steps": 1}  # of one step, nothing mixes
+    both = pipeline(PROMPTS[0], guidance=3.0, **options)
+    check_same(both, pipeline(PROMPTS[0], guidance=3.0, audio_guidance=3.0, **options))
+    louder = pipeline(PROMPTS[0], guidance=3.0, audio_guidance=9.0, **options)
+    picture, sound = differs(both, louder)
+    assert picture <= 1 and sound > 1e-3
+    assert (louder.guidance, louder.audio_guidance) == (3.0, 9.0)
+    monkeypatch.setitem(pipeline.description["sampling"], "audio_guidance", 9.0)
+    usual = pipeline(PROMPTS[0], **options)
+    assert usual.audio_guidance == 9.0
+    assert pipeline(PROMPTS[0], guidance=3.0, **options).audio_guidance == 3.0  # one number given is for both
+
+
 def test_guidance_1_does_not_ask_the_null_caption(checkpoint: Path) -> None:
     pipeline = JavisPipeline.from_pretrained(checkpoint)
     before = {g: pipeline(PROMPTS[0], seed=1, guidance=g, **QUICK) for g in (1, 2.0)}
@@ -215,6 +229,7 @@ def test_progress_counts_every_step_of_every_batch(pipeline: JavisPipeline) -> N
         ("a red ball bounces", {"guidance": math.nan}, "guidance"),
         ("a red ball bounces", {"guidance": -1}, "guidance"),
         ("a red ball bounces", {"guidance": math.inf}, "guidance"),
+        ("a red ball bounces", {"audio_guidance": math.nan}, "audio_guidance"),
         ("a red ball bounces", {"batch_size": 0}, "batch size"),
         ("a red ball bounces", {"seed": [1, 2]}, "2 seeds for 1 prompts"),
         ("a red ball bounces", {"seed": -1}, "between 0 and"),

@@ -28,6 +28,8 @@ class EvalWorldArgs:
     """Denoising steps (default: the checkpoint's)."""
     guidance: float | None = None
     """Classifier-free guidance, 1 = none (default: the checkpoint's)."""
+    audio_guidance: float | None = None
+    """The same of the sound (default: --guidance if given, else the checkpoint's)."""
     order: Literal["together", "sound_first"] | None = None
     """Make picture and sound side by side, or the sound first (default: the checkpoint's)."""
     ablate: Literal["none", "prior", "bidirectional", "both"] = "none"
@@ -64,6 +66,7 @@ def main(args: EvalWorldArgs) -> None:
             seed=args.seed,
             steps=args.steps,
             guidance=args.guidance,
+            audio_guidance=args.audio_guidance,
             order=args.order,
             ablate=ablate,
             ceiling=args.ceiling,

@@ -257,6 +257,7 @@ def generated_clips(
     seed: int,
     steps: int | None = None,
     guidance: float | None = None,
+    audio_guidance: float | None = None,
     order: str | None = None,
     ablate: Sequence[str] = (),
     batch_size: int = 8,
@@ -272,6 +273,7 @@ def generated_clips(
             seed=[seed + start + i for i in range(len(part))],
             steps=steps,
             guidance=guidance,
+            audio_guidance=audio_guidance,
             order=order,
             ablate=tuple(ablate),
             batch_size=batch_size,
@@ -295,6 +297,7 @@ def run(
     seed: int = 1_000_000,
     steps: int | None = None,
     guidance: float | None = None,
+    audio_guidance: float | None = None,
     order: str | None = None,
     ablate: Sequence[str] = (),
     ceiling: bool = True,
@@ -308,7 +311,7 @@ def run(
         pipe: a ``JavisPipeline``.
         count: clips with one source, as many with two, and an eighth of it with a silent object.
         seed: of the first scene and clip.
-        steps, guidance, order: of the sampling; None takes the checkpoint's own.
+        steps, guidance, audio_guidance, order: of the sampling; None takes the checkpoint's own.
         ablate: "prior" and/or "bidirectional", as the pipeline understands them.
         ceiling: also measure the same scenes rendered by the world, plain and after a round trip through the codecs.
         split: "held_out", "train" or "any".
@@ -328,13 +331,17 @@ def run(
         raise UsageError(f"cannot ablate {unknown[0]!r}; expected prior or bidirectional")
     form = WorldConfig(size=pipe.size, fps=pipe.fps, sample_rate=pipe.sample_rate)
     scenes = held_out_scenes(count, seed, split=split, config=form)
+    usual = pipe.description["sampling"]
+    if audio_guidance is None:
+        audio_guidance = usual.get("audio_guidance", usual["guidance"]) if guidance is None else guidance
     report: dict[str, Any] = {
         "kind": "eval_world",
         "count": count,
         "seed": seed,
-        "steps": steps if steps is not None else pipe.description["sampling"]["steps"],
-        "guidance": guidance if guidance is not None else pipe.description["sampling"]["guidance"],
-        "order": order if order is not None else pipe.description["sampling"].get("order", "together"),
+        "steps": steps if steps is not None else usual["steps"],
+        "guidance": guidance if guidance is not None else usual["guidance"],
+        "audio_guidance": audio_guidance,
+        "order": order if order is not None else usual.get("order", "together"),
         "ablate": sorted(ablate),
         "split": split,
     }
@@ -344,6 +351,7 @@ def run(
         seed=seed,
         steps=steps,
         guidance=guidance,
+        audio_guidance=audio_guidance,
         order=order,
         ablate=ablate,
         batch_size=batch_size,

@@ -107,6 +107,7 @@ def export(config: DemoTrainConfig, folder: Path) -> Path:
         "sampling": {
             "steps": 16,
             "guidance": 2.5,
+            "audio_guidance": 4.0,  # with two sources the quieter one goes missing at less
             "order": "sound_first",
             "timestep_ratio": config.sampling_ratio,
         },

@@ -57,6 +57,7 @@ class RenderingPipeline:
             seeds=list(seed),
             steps=kwargs.get("steps") or 16,
             guidance=2.0 if guidance is None else guidance,
+            audio_guidance=kwargs.get("audio_guidance") or 2.0,
             seconds_per_stage={"text": 0.1, "denoise": 0.2, "decode": 0.3},
         )
 
