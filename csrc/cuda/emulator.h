@@ -3,7 +3,7 @@
 //
 // A fiber runs until it waits: at __syncthreads(), or in a function of a whole warp (shuffles, mma, ldmatrix). Then the
 // next one runs. The order is that of a seed (javis_emulator_order), so that a kernel that forgot to wait gives another
-// result under another order. What is caught and reported as an error of the launch:
+// result under another order; under an odd seed each warp also runs as far ahead of the others as it gets. What is caught and reported as an error of the launch:
 //   - lanes of a warp that meet in different functions, threads that leave while others wait;
 //   - 16-byte accesses, ldmatrix and cp.async at unaligned addresses, or outside shared memory and the buffers that the
 //     test has declared (javis_emulator_buffer). Plain accesses p[i] are caught by -fsanitize=address;
@@ -209,6 +209,19 @@ inline void start(Fiber& fiber, unsigned number) {
   fiber.state = State::ready;
 }
 
+// Runs the warp of this thread as far as it gets without the others.
+inline void run_ahead(unsigned thread) {
+  const size_t first = thread / 32 * 32, last = std::min<size_t>(first + 32, machine.fibers.size());
+  for (bool moved = true; moved && machine.error.empty();) {
+    moved = false;
+    for (size_t i = first; i < last && machine.error.empty(); ++i) {
+      if (machine.fibers[i]->state != State::ready) continue;
+      moved = true;
+      resume(*machine.fibers[i]);
+    }
+  }
+}
+
 inline void run_block() {
   auto& fibers = machine.fibers;
   for (unsigned i = 0; i < fibers.size(); ++i) start(*fibers[i], i);
@@ -218,6 +231,7 @@ inline void run_block() {
       if (fibers[i]->state != State::ready) continue;
       moved = true;
       resume(*fibers[i]);
+      if (machine.seed % 2 == 1) run_ahead(i);
       if (!machine.error.empty()) return;
     }
     if (moved) continue;
@@ -347,7 +361,7 @@ inline void __syncwarp(unsigned lanes = 0xffffffffu) {
 
 // Called by the tests, through ctypes.
 extern "C" __attribute__((visibility("default"), weak)) void javis_emulator_order(unsigned seed) {
-  javis::emulator::machine.seed = seed;  // 0: threads in their order
+  javis::emulator::machine.seed = seed;  // 0: threads in their order; odd: warps run ahead
 }
 extern "C" __attribute__((visibility("default"), weak)) void javis_emulator_buffer(const void* begin, size_t bytes) {
   const char* first = static_cast<const char*>(begin);

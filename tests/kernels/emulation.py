@@ -40,7 +40,7 @@ class Emulated:
         self.keep: list[torch.Tensor] = []
 
     def order(self, seed: int) -> None:
-        """In which order the threads of a block run: 0 as numbered, else shuffled."""
+        """In which order the threads of a block run: 0 as numbered, else shuffled; odd: warp by warp to a barrier."""
         self.library.javis_emulator_order(ctypes.c_uint(seed))
 
     def _word(self, value: Any) -> int:
