@@ -130,7 +130,7 @@ __global__ void __launch_bounds__(Plan<DP>::kThreads, 1)
                         a.row_statistics + ((static_cast<int64_t>(pair) * P::kGroups + group) * n_video + first) * 2,
                         n_audio > P::kAudio, chunk == 0, chunk + P::kAudio >= n_audio};
         finish_video<T, DP>(p, values, warps, row, 8 * P::kGroup * group, size, n_video - first,
-                            static_cast<T*>(a.to_video) + token * width + h * size, width, rows,
+                            static_cast<T*>(a.to_video) + token * width + h * size, width, a.lse_video + at, rows,
                             row_maxima, scale);
       }
     }
@@ -180,6 +180,7 @@ __global__ void __launch_bounds__(128) bidirectional_merge(const BidirectionalAr
 #pragma unroll
     for (int e = 0; e < 4; ++e) sums[e] += float_of(x.word[e]) * take;
   }
+  if (column == 0) a.lse_audio[pair * a.n_audio + token] = top + log2f(total);
   const float inverse = fast_reciprocal(total);
   const unsigned heads = static_cast<unsigned>(a.heads);
   const int64_t b = pair / heads, h = pair % heads, width = a.heads * a.size;

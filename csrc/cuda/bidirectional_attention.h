@@ -20,6 +20,7 @@ constexpr int bidirectional_column_groups(int size) { return size <= 72 ? 3 : 2;
 struct BidirectionalArguments {
   const void *q_video, *q_audio, *v_video, *v_audio;
   void *to_video, *to_audio;                        // dense
+  float *lse_video, *lse_audio;                     // dense [B, H, N]: logarithms (base 2) of the softmax' denominators
   float *part_sums, *part_maxima, *part_totals;     // [B * H, splits, Na, D], twice [B * H, splits, Na]
   float *row_sums, *row_statistics;                 // [B * H, Nv, D], [B * H, groups, Nv, 2]: beyond one pass
   int64_t qv_b, qv_n, qa_b, qa_n, vv_b, vv_n, va_b, va_n;  // strides of samples and tokens, in values

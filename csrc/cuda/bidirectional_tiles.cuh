@@ -168,8 +168,8 @@ struct Rows {
 // Products of 16 video tokens from `row` of the tile with one group of columns of v_audio, over `tokens` / 16 warps.
 template <typename T, int DP>
 __device__ __forceinline__ void finish_video(const T* p, const T* values, int warps, int row, int first_column, int size,
-                                             int n_rows, T* out, int64_t width, const Rows& rows, const float* maxima,
-                                             float scale) {
+                                             int n_rows, T* out, int64_t width, float* lse, const Rows& rows,
+                                             const float* maxima, float scale) {
   using P = Plan<DP>;
   const int lane = lane_id(), g = lane / 4, t = lane % 4;
   float o[P::kGroup][4] = {}, totals[4] = {};
@@ -189,14 +189,16 @@ __device__ __forceinline__ void finish_video(const T* p, const T* values, int wa
       mma_m16n8k16<T>(o[n], left, b);
     }
   }
-  float old[2] = {0.f, 0.f}, now[2] = {1.f, 1.f}, total[2] = {totals[0], totals[2]};
+  float old[2] = {0.f, 0.f}, now[2] = {1.f, 1.f}, top[2], total[2] = {totals[0], totals[2]};
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const float maximum = maxima[row + g + 8 * half];
+    top[half] = maximum == kMinusInfinity ? kMinusInfinity : maximum * scale;
+  }
   if (rows.several) {  // the passes before weigh `old`, this one `now`
-    float top[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int token = row + g + 8 * half;
-      const float maximum = maxima[token];
-      top[half] = maximum == kMinusInfinity ? kMinusInfinity : maximum * scale;
       if (token >= n_rows || rows.first) continue;
       const float before = rows.statistics[2 * token], both = fmaxf(before, top[half]);
       old[half] = fast_exp2(before - finite(both));
@@ -215,7 +217,13 @@ __device__ __forceinline__ void finish_video(const T* p, const T* values, int wa
   }
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const int token = row + g + 8 * half;  // counted from out
+    const int token = row + g + 8 * half;
+    if (token < n_rows && t == 0 && first_column == 0 && (!rows.several || rows.last))
+      lse[token] = top[half] + log2f(total[half]);
+  }
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int token = row + g + 8 * half;  // counted from out and lse
     if (token >= n_rows) continue;
     const float inverse = fast_reciprocal(total[half]);
 #pragma unroll

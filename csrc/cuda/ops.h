@@ -39,8 +39,9 @@ std::tuple<Tensor, Tensor, Tensor> gated_residual_ada_layer_norm_fp8(
 Tensor temporal_attention(
     const Tensor& qkv, const Optional& weights, const Optional& cos, const Optional& sin, double eps);
 
-// bidirectional_attention_op.cpp: q, v [B, N, H * D] -> what audio says to video, and what video says to audio.
-std::tuple<Tensor, Tensor> bidirectional_attention(
+// bidirectional_attention_op.cpp: q, v [B, N, H * D] -> what audio says to video, what video says to audio, and the logarithms
+// (base 2) of both softmaxes' denominators, float32 [B, H, N].
+std::tuple<Tensor, Tensor, Tensor, Tensor> bidirectional_attention(
     const Tensor& q_video, const Tensor& q_audio, const Tensor& v_video, const Tensor& v_audio, int64_t num_heads);
 
 }  // namespace javis::cuda

@@ -37,7 +37,7 @@ void define(Library& m) {
   m.def("temporal_attention(Tensor qkv, Tensor? weights, Tensor? cos, Tensor? sin, float eps) -> Tensor");
   m.def(
       "bidirectional_attention(Tensor q_video, Tensor q_audio, Tensor v_video, Tensor v_audio, int num_heads)"
-      " -> (Tensor to_video, Tensor to_audio)");
+      " -> (Tensor to_video, Tensor to_audio, Tensor lse_video, Tensor lse_audio)");
 }
 
 template <typename Library>

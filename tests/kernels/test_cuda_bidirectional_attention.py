@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from javis.errors import UsageError
+from javis.kernels import triton_support
 from javis.kernels.ops.bidirectional_attention import contract
 from javis.kernels.ops.bidirectional_attention.api import bidirectional_attention
 from javis.kernels.ops.bidirectional_attention.cases import BidirectionalAttentionCase
@@ -39,6 +40,7 @@ LONG: list[dict[str, Any]] = [
     {"batch": 1, "video": 3, "audio": 227, "heads": 2, "size": 64},
     {"batch": 1, "video": 66, "audio": 270, "heads": 1, "size": 80},
 ]
+needs_triton = pytest.mark.skipif(not triton_support.HAS_TRITON, reason="triton is not installed")
 each_dtype = pytest.mark.parametrize(
     "dtype", [torch.bfloat16, torch.float16], ids=lambda d: str(d).removeprefix("torch.")
 )
@@ -77,13 +79,14 @@ def emulated(args: tuple[Any, ...], *, splits: int = 1, order: int = 0) -> tuple
         return torch.full(shape, math.nan, dtype=dtype)
 
     results = empty(*q_video.shape, dtype=q_video.dtype), empty(*q_audio.shape, dtype=q_video.dtype)
+    lse = empty(batch, heads, n_video), empty(batch, heads, n_audio)
     parts = empty(pairs, splits, n_audio, size), empty(pairs, splits, n_audio), empty(pairs, splits, n_audio)
     rows = empty(pairs, n_video, size), empty(pairs, 3 if size <= 72 else 2, n_video, 2)
     kernel = emulate(CUDA / "bidirectional_attention.cu")
     kernel.order(order)
     strides = [x.stride(i) for x in args[:4] for i in (0, 1)]
     kernel(
-        "javis_cuda_bidirectional_attention", *args[:4], *results, *parts, *rows, *strides,
+        "javis_cuda_bidirectional_attention", *args[:4], *results, *lse, *parts, *rows, *strides,
         batch, heads, size, n_video, n_audio, per_split, splits, int(q_video.dtype == torch.bfloat16),
     )  # fmt: skip
     kernel.order(0)
@@ -230,7 +233,7 @@ def test_nothing_to_do(batch: int, video: int, audio: int, cuda_device: str) -> 
 
 def register_fake() -> None:
     if not hasattr(register_fake, "done"):
-        torch.library.register_fake("javis_emulated::bidirectional_attention")(contract._cuda_shapes)
+        torch.library.register_fake("javis_emulated::bidirectional_attention")(contract._forward_shapes)
         register_fake.done = True  # type: ignore[attr-defined]
 
 
@@ -305,10 +308,40 @@ def test_a_call_that_cannot_run_says_why(dtype: torch.dtype, batch: int, size: i
         on_cuda(x, x, x, x, 1)
 
 
-def test_a_gradient_is_left_to_others(cuda_device: str) -> None:
+@needs_triton
+@pytest.mark.parametrize("shape", [{"video": 35, "audio": 20}, {"video": 3, "audio": 230}], ids=["one pass", "two"])
+def test_gradients_by_triton_are_within_budget(shape: dict[str, int], cuda_device: str) -> None:
+    """They are made from the logarithms of the denominators that the CUDA kernels return."""
+    *inputs, heads = tensors(cuda_device, batch=1, heads=1, size=16, **shape)
+    generator = torch.Generator().manual_seed(7)
+    dy = [torch.randn(x.shape, generator=generator).to(x.dtype) for x in inputs[:2]]
+
+    def gradients(function: Any, device: str, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        leaves = [x.detach().to(device, dtype).requires_grad_() for x in inputs]
+        return torch.autograd.grad(function(*leaves, heads), leaves, [g.to(device, dtype) for g in dy])
+
+    exact, same_dtype = (gradients(reference, "cpu", dtype) for dtype in (torch.float64, torch.bfloat16))
+    found = gradients(on_cuda, cuda_device, torch.bfloat16)
+    for name, value, e, s in zip(
+        ("dq_video", "dq_audio", "dv_video", "dv_audio"), found, exact, same_dtype, strict=True
+    ):
+        assert_within_budget(name, value.cpu(), e, s)
+
+
+def test_logarithms_of_the_denominators(cuda_device: str) -> None:
+    *inputs, heads = tensors(cuda_device, batch=2, video=70, audio=20, heads=2, size=16)
+    *_, lse_video, lse_audio = torch.ops.javis_cuda.bidirectional_attention(*inputs, heads)
+    q_video, q_audio = (x.double().unflatten(-1, (heads, -1)) for x in inputs[:2])
+    scores = torch.einsum("bihd,bjhd->bhij", q_video, q_audio) / 4
+    for found, expected in ((lse_video, scores.logsumexp(-1)), (lse_audio, scores.logsumexp(-2))):
+        torch.testing.assert_close(found.double(), expected / math.log(2), rtol=0, atol=2e-3)  # rounded summands
+
+
+def test_without_triton_a_gradient_is_left_to_others(cuda_device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_support, "HAS_TRITON", False)
     *inputs, heads = tensors(cuda_device, batch=1, video=3, audio=5, heads=2, size=8)
     inputs[3].requires_grad_()
-    with pytest.raises(UsageError, match="no backward pass, and an argument requires a gradient"):
+    with pytest.raises(UsageError, match="requires a gradient, whose kernels are Triton's: triton is not installed"):
         on_cuda(*inputs, heads)
     with torch.no_grad():
         assert all(y.isfinite().all() for y in on_cuda(*inputs, heads))

@@ -3,8 +3,8 @@
 Two pairs of registered ops with the same schemas, ``javis::bidirectional_attention`` (Triton) and
 ``javis::bidirectional_attention_native`` (CPU), share one ``autograd.Function``. Beside the results the forward ops
 return the logarithm (base 2) of each softmax's denominator, [B, H, N] in float32: all that the backward pass needs to
-make either softmax again from the scores. ``javis_cuda::bidirectional_attention`` has no backward pass and returns the
-results alone.
+make either softmax again from the scores. ``javis_cuda::bidirectional_attention`` has the schema of these forward ops;
+its backward pass is Triton's.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ def why_not_cuda(q_video: Tensor, q_audio: Tensor, v_video: Tensor, v_audio: Ten
     if q_video.shape[0] * num_heads > 65535:
         return f"batch * heads is {q_video.shape[0] * num_heads}, a launch grid holds up to 65535"
     if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
-        return "it has no backward pass, and an argument requires a gradient"
+        reason = why_not_triton(*inputs, num_heads)
+        if reason is not None:
+            return f"an argument requires a gradient, whose kernels are Triton's: {reason}"
     if q_video.device.type == "cuda":
         needs = CUDA_SHARED[size > 72]
         has = getattr(torch.cuda.get_device_properties(q_video.device), "shared_memory_per_block_optin", 49152)
@@ -112,8 +114,8 @@ def bidirectional_attention_cuda(
     q_video: Tensor, q_audio: Tensor, v_video: Tensor, v_audio: Tensor, num_heads: int
 ) -> tuple[Tensor, Tensor]:
     """The CUDA op on arguments that ``why_not_cuda`` has accepted."""
-    op = torch.ops.javis_cuda.bidirectional_attention.default
-    return op(q_video, q_audio, v_video, v_audio, num_heads)  # type: ignore[no-any-return]
+    results: tuple[Tensor, Tensor] = BidirectionalAttentionCuda.apply(q_video, q_audio, v_video, v_audio, num_heads)
+    return results
 
 
 class BidirectionalAttention(torch.autograd.Function):
@@ -135,6 +137,26 @@ class BidirectionalAttention(torch.autograd.Function):
         ops = torch.ops.javis
         op = ops.bidirectional_attention_native_backward if ctx.native else ops.bidirectional_attention_backward
         return *op.default(d_to_video, d_to_audio, *ctx.saved_tensors, ctx.num_heads), None, None
+
+
+class BidirectionalAttentionCuda(torch.autograd.Function):
+    """Forward in CUDA, backward in Triton; see api.py for the shapes."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q_video: Tensor, q_audio: Tensor, v_video: Tensor, v_audio: Tensor, num_heads: int
+    ) -> tuple[Tensor, Tensor]:
+        op = torch.ops.javis_cuda.bidirectional_attention.default
+        to_video, to_audio, lse_video, lse_audio = op(q_video, q_audio, v_video, v_audio, num_heads)
+        ctx.num_heads = num_heads
+        ctx.save_for_backward(q_video, q_audio, v_video, v_audio, to_video, to_audio, lse_video, lse_audio)
+        return to_video, to_audio
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, d_to_video: Tensor, d_to_audio: Tensor) -> tuple[Tensor | None, ...]:
+        op = torch.ops.javis.bidirectional_attention_backward.default
+        return *op(d_to_video, d_to_audio, *ctx.saved_tensors, ctx.num_heads), None
 
 
 # The ops. Implementations load on the first call: triton, which is optional, is imported only there. ---------------
@@ -218,12 +240,5 @@ for _name, _schema, _devices, _run, _shapes in (
         torch.library.impl(f"javis::{_name}", _device, _run)
     torch.library.register_fake(f"javis::{_name}", _shapes)
 
-
-def _cuda_shapes(
-    q_video: Tensor, q_audio: Tensor, v_video: Tensor, v_audio: Tensor, num_heads: int
-) -> tuple[Tensor, Tensor]:
-    return q_video.new_empty(q_video.shape), q_video.new_empty(q_audio.shape)
-
-
 if native.WHY_NOT_CUDA is None:
-    torch.library.register_fake("javis_cuda::bidirectional_attention")(_cuda_shapes)
+    torch.library.register_fake("javis_cuda::bidirectional_attention")(_forward_shapes)

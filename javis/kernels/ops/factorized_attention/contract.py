@@ -55,7 +55,8 @@ def why_not_cuda(
     if qkv.shape[0] * qkv.shape[2] * qkv.shape[4] >= 2**31:
         return f"{qkv.shape[0] * qkv.shape[2] * qkv.shape[4]} sequences, fewer than 2^31"
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (qkv, q_weight, k_weight)):
-        return "it has no backward pass, and an argument requires a gradient"
+        reason = why_not_triton(qkv, axis, q_weight, k_weight, rope)
+        return None if reason is None else f"an argument requires a gradient, whose kernel is Triton's: {reason}"
     return None
 
 
@@ -234,9 +235,32 @@ def temporal_attention_cuda(
 ) -> Tensor:
     """The CUDA op on arguments that ``why_not_cuda`` has accepted."""
     cos, sin = (None, None) if rope is None else rope
-    weights = prepared.stack(q_weight, k_weight)
-    op = torch.ops.javis_cuda.temporal_attention.default
-    return op(qkv, weights, prepared.dense(cos), prepared.dense(sin), eps)  # type: ignore[no-any-return]
+    y: Tensor = TemporalAttentionCuda.apply(
+        qkv, prepared.stack(q_weight, k_weight), prepared.dense(cos), prepared.dense(sin), eps
+    )
+    return y
+
+
+class TemporalAttentionCuda(torch.autograd.Function):
+    """CUDA, its gradient by Triton, which keeps nothing of a short sequence but qkv; else as TemporalAttention."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, qkv: Tensor, weights: Tensor | None, cos: Tensor | None, sin: Tensor | None, eps: float
+    ) -> Tensor:
+        ctx.save_for_backward(qkv, weights, cos, sin)
+        ctx.eps = eps
+        return torch.ops.javis_cuda.temporal_attention.default(qkv, weights, cos, sin, eps)  # type: ignore[no-any-return]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+        qkv, weights, cos, sin = ctx.saved_tensors
+        qkv = qkv if qkv.stride(-1) == 1 else qkv.contiguous()
+        lse = qkv.new_empty((0,), dtype=torch.float32)
+        op = torch.ops.javis.factorized_attention_backward.default
+        dqkv, dweights = op(dout, qkv, None, lse, weights, cos, sin, True, ctx.eps)
+        return dqkv, None if weights is None else dweights, None, None, None
 
 
 class TemporalAttention(torch.autograd.Function):
