@@ -38,12 +38,15 @@ Measured = dict[str, dict[str, dict[str, tuple[str, ...]]]]
 _CPU_CLASS = f"cpu-{native.cpu_isa() or 'plain'}"
 
 
-@torch.compiler.assume_constant_result
 def device_class(kind: str, index: int | None = None) -> str:
     """Machines that share measurements: ``sm_90`` for every GPU of that capability, ``cpu-avx512`` for CPUs."""
     if kind != "cuda":
         return _CPU_CLASS if kind == "cpu" else kind
     return _gpu_class(index)
+
+
+# What torch.compiler.assume_constant_result sets; calling that would import torch._dynamo, and Triton with it.
+device_class._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @cache
