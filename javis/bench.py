@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -49,6 +50,8 @@ _MATMUL_SIZE = {"cpu": 1024, "cuda": 4096}
 _GATE_FLOPS, _GATE_BYTES = 4e9, 300e6  # what the gate's forward pass may need; a second or two in float64 on one core
 _COPY, _MATMUL = "copy", "matmul"
 _EAGER, _COMPILED = "eager", "compiled eager"
+_LIBRARIES = ("sdpa", "flash_attn", "onednn")  # backends whose code is not ours
+log = logging.getLogger("javis.bench")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +139,8 @@ def _run(config: BenchConfig, report: Callable[[Row], None]) -> list[Row]:
             gate = case.smaller(flops=_GATE_FLOPS, bytes=_GATE_BYTES)
             variants = _variants(name, op, gate, config, device)
             errors = check(name, gate, variants, device)
+            for library in variants.keys() - errors.keys():
+                del variants[library]  # outside its budget: said in the log, and no time is printed
             _compare_with_eager(name, case, variants, device)
             about: Row = {"op": name, "case": case.name, "dtype": str(case.dtype).removeprefix("torch.")}
             about |= {"gate": "full" if gate == case else _difference(gate, case)}
@@ -226,8 +231,11 @@ def check(name: str, case: OpCase, variants: dict[str, Call], device: str = "cpu
         By variant, baselines included: the largest error of "forward" and of "backward", relative to the largest value
         of the tensor it is in.
 
+        A library outside its budget is missing, with a warning, unless it is the only backend: PyTorch's float32
+        attention on CPU is, at some shapes, and that is no reason to measure nothing.
+
     Raises:
-        AssertionError: a backend is outside its budget.
+        AssertionError: a backend of this package, or the only one, is outside its budget.
     """
 
     def outputs(function: Call, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
@@ -242,14 +250,22 @@ def check(name: str, case: OpCase, variants: dict[str, Call], device: str = "cpu
     reference = partial(OPS[name].function, backend=Backend.REFERENCE)
     exact, same = outputs(reference, torch.float64), outputs(reference)
     errors: dict[str, dict[str, float]] = {}
+    backends = variants.keys() - {_EAGER, _COMPILED}
     for variant, function in variants.items():
         actual = outputs(function)
-        errors[variant] = {"forward": 0.0, "backward": 0.0}
-        for what, value in actual.items():
-            if variant not in (_EAGER, _COMPILED):
-                assert_within_budget(f"{name} {case.name} {variant} {what}", value, exact[what], same[what])
-            mode = "forward" if what.startswith("output") else "backward"
-            errors[variant][mode] = max(errors[variant][mode], _relative(value, exact[what]))
+        found = {"forward": 0.0, "backward": 0.0}
+        try:
+            for what, value in actual.items():
+                if variant in backends:
+                    assert_within_budget(f"{name} {case.name} {variant} {what}", value, exact[what], same[what])
+                mode = "forward" if what.startswith("output") else "backward"
+                found[mode] = max(found[mode], _relative(value, exact[what]))
+        except AssertionError as red:
+            if variant not in _LIBRARIES or backends == {variant}:
+                raise
+            log.warning("no time for %s: %s", variant, red)
+            continue
+        errors[variant] = found
     return errors
 
 

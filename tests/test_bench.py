@@ -6,6 +6,7 @@ import io
 import json
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -93,6 +94,21 @@ def test_a_red_gate_prints_no_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         bench.run(quick(json=tmp_path / "rows.json"), seen.append)
     assert not seen
     assert not (tmp_path / "rows.json").exists()
+
+
+@pytest.mark.parametrize(("backend", "alone"), [("sdpa", False), ("sdpa", True), ("cpu", False)])
+def test_a_red_library_costs_only_its_own_time(backend: str, alone: bool, caplog: pytest.LogCaptureFixture) -> None:
+    case = min(OPS["factorized_attention"].cases(), key=lambda case: case.bytes())
+    right = partial(OPS["factorized_attention"].function, backend="reference")
+    variants: dict[str, bench.Call] = {backend: lambda *args, **kwargs: right(*args, **kwargs) * 1.01}
+    if not alone:
+        variants["triton"] = right
+    if alone or backend == "cpu":
+        with pytest.raises(AssertionError, match=f"{backend} output 0: max error"):
+            bench.check("factorized_attention", case, variants)
+    else:
+        assert set(bench.check("factorized_attention", case, variants)) == {"triton"}
+        assert "no time for sdpa: factorized_attention" in caplog.text
 
 
 @pytest.mark.usefixtures("small_cases")
