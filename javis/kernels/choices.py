@@ -184,13 +184,15 @@ def order(op: str, checks: Mapping[Backend, Check], args: Sequence[object]) -> S
     return found
 
 
-@torch.compiler.assume_constant_result
 def names(kind: str, index: int | None, op: str, wanted: str) -> str:
     """Measured backends for calls of a bucket, joined by commas, from the nearest bucket; "" if none is near."""
     buckets = _measured[device_class(kind, index)][op]
     near = [(distance(wanted, other), other) for other in buckets]
     octaves, nearest = min(near, default=(math.inf, ""))
     return ",".join(buckets[nearest]) if octaves <= NEAR else ""
+
+
+names._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def distance(one: str, other: str) -> float:

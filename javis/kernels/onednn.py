@@ -49,9 +49,12 @@ WHY_NOT_AUTO: str | None = _slower_in_float32(
 )
 
 
-@torch.compiler.assume_constant_result
 def _enabled() -> bool:
     return torch._C._get_mkldnn_enabled()
+
+
+# What torch.compiler.assume_constant_result sets; calling that would import torch._dynamo, and Triton with it.
+_enabled._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def why_not(*tensors: Tensor | None) -> str | None:
