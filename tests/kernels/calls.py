@@ -71,3 +71,17 @@ def run_on_isa(isa: str, code: str) -> None:
     if done.returncode == 77:
         pytest.skip(f"this processor has no {isa}: {done.stdout.strip()}")
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+# Arguments that no backend of linear and gelu_linear takes, as changes of x [1, 2, 4], weight [3, 4], bias [3].
+BAD_PRODUCTS = pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": torch.zeros(2, 4)}, "x must be"),
+        ({"x": torch.zeros(1, 2, 4, dtype=torch.long)}, "x must be"),
+        ({"weight": torch.zeros(3, 5)}, "weight must be \\[F, 4\\]"),
+        ({"bias": torch.zeros(4)}, "bias must be \\[3\\]"),
+        ({"weight": torch.zeros(3, 4).half()}, "weight must have the dtype"),
+        ({"bias": torch.zeros(3).double()}, "bias must have the dtype"),
+    ],
+)

@@ -17,6 +17,8 @@ from javis.kernels.ops.gelu_linear.cases import GeluLinearCase
 from javis.kernels.testing import assert_within_budget
 from tests.kernels.calls import layouts, ops_that_ran, run_on_isa, with_gradients
 
+from .calls import BAD_PRODUCTS
+
 needs_native = pytest.mark.skipif(native.WHY_NOT is not None, reason=str(native.WHY_NOT))
 native_op = partial(gelu_linear, backend="cpu")
 reference = partial(gelu_linear, backend="reference")
@@ -260,17 +262,7 @@ def test_case_by_hand(backend: str) -> None:
     torch.testing.assert_close(y, torch.tensor([[[expected, 0.0]]]), rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"x": torch.zeros(2, 4)}, "x must be"),
-        ({"x": torch.zeros(1, 2, 4, dtype=torch.long)}, "x must be"),
-        ({"weight": torch.zeros(3, 5)}, "weight must be \\[F, 4\\]"),
-        ({"bias": torch.zeros(4)}, "bias must be \\[3\\]"),
-        ({"weight": torch.zeros(3, 4).half()}, "weight must have the dtype"),
-        ({"bias": torch.zeros(3).double()}, "bias must have the dtype"),
-    ],
-)
+@BAD_PRODUCTS
 def test_bad_arguments(change: dict[str, Any], message: str) -> None:
     arguments: dict[str, Any] = {
         "x": torch.zeros(1, 2, 4),

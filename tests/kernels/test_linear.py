@@ -24,6 +24,8 @@ from javis.model.embed import Linear
 from javis.model.ops import ModelOps
 from tests.kernels.calls import layouts, ops_that_ran, with_gradients
 
+from .calls import BAD_PRODUCTS
+
 OP = "mkldnn::_linear_pointwise"
 NAMES = ("x", "weight", "bias")
 DTYPES = [torch.float32, torch.bfloat16]
@@ -289,17 +291,7 @@ def test_case_by_hand(backend: str) -> None:
     assert torch.equal(linear(x, weight, bias, backend=backend), torch.tensor([[[1.5, 5.0]]]))
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"x": torch.zeros(2, 4)}, "x must be"),
-        ({"x": torch.zeros(1, 2, 4, dtype=torch.long)}, "x must be"),
-        ({"weight": torch.zeros(3, 5)}, "weight must be \\[F, 4\\]"),
-        ({"bias": torch.zeros(4)}, "bias must be \\[3\\]"),
-        ({"weight": torch.zeros(3, 4).half()}, "weight must have the dtype"),
-        ({"bias": torch.zeros(3).double()}, "bias must have the dtype"),
-    ],
-)
+@BAD_PRODUCTS
 def test_bad_arguments(change: dict[str, Any], message: str) -> None:
     arguments: dict[str, Any] = {
         "x": torch.zeros(1, 2, 4),
