@@ -36,7 +36,7 @@ def test_the_packaged_directions_are_orthonormal() -> None:
 
 @pytest.mark.slow
 def test_shapes_are_read_through_the_codec() -> None:
-    """On scenes that the fit has not seen; without the learned metric 5 of these 300 objects were misread."""
+    """On scenes that the fit has not seen."""
     pipe = JavisPipeline.from_pretrained("demo")
     form = WorldConfig(size=pipe.size, fps=pipe.fps, sample_rate=pipe.sample_rate)
     wrong: list[Any] = []
