@@ -17,9 +17,10 @@
 namespace javis::cpu {
 namespace {
 
-// Tokens of a task, and of a block in which the gradients of the weights are summed in float32 before the sums go on in
-// float64: a fixed number, so that results do not depend on how many threads there are.
+// Tokens of a task: a fixed number, so that results do not depend on how many threads there are.
 constexpr int64_t kTokens = 64;
+// Heads whose gradients of the weights are summed in float32 before the sums go on in float64.
+constexpr int64_t kHeads = 64;
 
 const QkNormRopeKernels& kernels() {
 #if defined(__x86_64__)
@@ -98,22 +99,29 @@ void forward(const Tensor& q, const Tensor& k, Tensor& q_out, Tensor& k_out, con
   });
 }
 
-// partial: [blocks, 2, D], zero before.
+// partial: [blocks, 2, D], zero before, or empty.
 template <typename T>
 void backward(const Tensor& dq_out, const Tensor& dk_out, const Tensor& q, const Tensor& k, Tensor& dq, Tensor& dk,
-              std::vector<float>& partial, const Sizes& sizes, const Tables& tables, float eps,
+              std::vector<double>& partial, const Sizes& sizes, const Tables& tables, float eps,
               void (*kernel)(const TokenBackward<T>&)) {
   T* to[2] = {static_cast<T*>(dq.mutable_data_ptr()), static_cast<T*>(dk.mutable_data_ptr())};
   const T* from[2] = {static_cast<const T*>(dq_out.const_data_ptr()), static_cast<const T*>(dk_out.const_data_ptr())};
   const Tensor* in[2] = {&q, &k};
   const int64_t blocks = (sizes.tokens() + kTokens - 1) / kTokens, width = sizes.heads * sizes.size;
+  const int64_t columns = 2 * sizes.size, step = std::max<int64_t>(1, kHeads / std::max<int64_t>(1, sizes.heads));
   torch::stable::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
+    std::vector<float> sums(columns);
     for (int64_t block = begin; block < end; ++block) {
       const int64_t last = std::min(sizes.tokens(), (block + 1) * kTokens);
-      for (int64_t i = block * kTokens; i < last; ++i)
-        for (int part = 0; part < 2; ++part)
-          kernel({token_of<T>(*in[part], to[part], part, i, sizes, tables, eps), from[part] + i * width,
-                  partial.empty() ? nullptr : partial.data() + (block * 2 + part) * sizes.size});
+      for (int64_t first = block * kTokens; first < last; first += step) {
+        std::fill(sums.begin(), sums.end(), 0.f);
+        for (int64_t i = first; i < std::min(last, first + step); ++i)
+          for (int part = 0; part < 2; ++part)
+            kernel({token_of<T>(*in[part], to[part], part, i, sizes, tables, eps), from[part] + i * width,
+                    sums.data() + part * sizes.size});
+        if (!partial.empty())
+          for (int64_t c = 0; c < columns; ++c) partial[block * columns + c] += static_cast<double>(sums[c]);
+      }
     }
   });
 }
@@ -155,7 +163,7 @@ std::tuple<Tensor, Tensor, Tensor> qk_norm_rope_backward(
   Tensor dq = make(), dk = make();
   Tensor dweights = torch::stable::new_empty(q, {2, sizes.size}, ScalarType::Float);
   const int64_t blocks = weights.has_value() ? (sizes.tokens() + kTokens - 1) / kTokens : 0, columns = 2 * sizes.size;
-  std::vector<float> partial(blocks * columns, 0.f);
+  std::vector<double> partial(blocks * columns, 0.0);
   const Tables given = tables(weights, cos, sin);
   const float small = static_cast<float>(eps);
   if (q.scalar_type() == ScalarType::Float)
@@ -167,7 +175,7 @@ std::tuple<Tensor, Tensor, Tensor> qk_norm_rope_backward(
   float* total = static_cast<float*>(dweights.mutable_data_ptr());
   std::vector<double> sum(columns, 0.0);
   for (int64_t block = 0; block < blocks; ++block)
-    for (int64_t c = 0; c < columns; ++c) sum[c] += static_cast<double>(partial[block * columns + c]);
+    for (int64_t c = 0; c < columns; ++c) sum[c] += partial[block * columns + c];
   for (int64_t c = 0; c < columns; ++c) total[c] = static_cast<float>(sum[c]);
   return {dq, dk, dweights};
 }

@@ -3,11 +3,16 @@
 PyTorch computes float32 products on MKL, which runs its AVX-512 code on Intel's processors only. oneDNN, which PyTorch
 uses for convolutions and for bfloat16 products, looks at what the processor can do and not at who made it. Called is
 ``torch.ops.mkldnn._linear_pointwise``, the op that torch.compile makes linear layers of.
+
+oneDNN adds up all summands of a float32 product, or a thousand of them, in one accumulator; its errors are then over
+twice those of MKL, which begins anew after fewer (``python benchmarks/product_rounding.py``). Long float32 products are
+therefore given to it in pieces, as ``javis::onednn_linear``.
 """
 
 from __future__ import annotations
 
 import platform
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -83,12 +88,49 @@ def why_not_auto(first: Tensor) -> str | None:
     return WHY_NOT_AUTO if first.dtype == torch.float32 else None
 
 
+# Of a float32 product: the most summands that go into one accumulator, and the rows whose sums are held (in the cache)
+# while the pieces are added to them.
+_SUMMANDS, _ROWS = 288, 512
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``F.linear(x, weight, bias)`` without a gradient, for arguments that ``why_not`` has accepted."""
     if not (weight.is_contiguous() or weight.t().is_contiguous()):
         weight = weight.contiguous()  # oneDNN takes rows or columns
     bias = None if bias is None else bias.contiguous()  # ... and reads a bias as dense whatever its stride
+    if x.dtype == torch.float32 and weight.shape[1] > _SUMMANDS:
+        return torch.ops.javis.onednn_linear(x, weight, bias)  # type: ignore[no-any-return]
+    return _product(x, weight, bias)
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")  # type: ignore[no-any-return]
+
+
+def _linear_in_pieces(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``linear`` in float32 with at most _SUMMANDS summands in a row; weight is dense in rows or columns."""
+    rows, (features, width) = x.flatten(0, -2), weight.shape
+    count = -(-width // _SUMMANDS)
+    places = list(pairwise(width * i // count for i in range(count + 1)))
+    by_rows = weight.is_contiguous()
+    weights = [weight[:, i:j].contiguous() if by_rows else weight[:, i:j] for i, j in places]
+    out = rows.new_empty(len(rows), features)
+    for begin in range(0, len(rows), _ROWS):
+        part = rows[begin : begin + _ROWS]
+        total = _product(part[:, : places[0][1]], weights[0], bias)
+        for (i, j), piece in zip(places[1:-1], weights[1:-1], strict=True):
+            total += _product(part[:, i:j], piece, None)
+        last = _product(part[:, places[-1][0] :], weights[-1], None)
+        torch.add(total, last, out=out[begin : begin + _ROWS])
+    return out.unflatten(0, x.shape[:-1])
+
+
+# An op, so that torch.compile sees one node and not the loops.
+torch.library.define("javis::onednn_linear", "(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
+torch.library.impl("javis::onednn_linear", "CPU", _linear_in_pieces)
+torch.library.register_fake(
+    "javis::onednn_linear", lambda x, weight, bias: x.new_empty((*x.shape[:-1], weight.shape[0]))
+)
 
 
 def _faster(a: Tensor, b: Tensor) -> bool:

@@ -57,6 +57,12 @@ def test_forward_is_within_budget(shape: dict[str, Any], dtype: torch.dtype, bac
 
 
 @needs_native
+def test_sums_of_the_full_size_model_are_within_budget() -> None:
+    shape = {"batch": 1, "tokens": 160, "keys": 32, "heads": 16, "size": 72}
+    test_forward_is_within_budget(shape, torch.float32, "cpu")
+
+
+@needs_native
 @pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
 def test_each_instruction_set_is_within_budget(isa: str) -> None:
     run_on_isa(

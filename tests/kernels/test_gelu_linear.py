@@ -31,6 +31,7 @@ SHAPES = [
     {"batch": 1, "tokens": 1, "width": 1, "out": 1},
     {"batch": 2, "tokens": 7, "width": 5, "out": 33},
     {"batch": 1, "tokens": 40, "width": 72, "out": 512},
+    {"batch": 1, "tokens": 200, "width": 1152, "out": 500},  # the full-size model's sums
 ]
 
 

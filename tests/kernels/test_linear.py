@@ -33,6 +33,7 @@ SHAPES = [
     {"batch": 1, "tokens": 1, "width": 1, "out": 1},
     {"batch": 2, "tokens": 7, "width": 5, "out": 33},
     {"batch": 1, "tokens": 40, "width": 96, "out": 24},
+    {"batch": 2, "tokens": 260, "width": 1152, "out": 300},  # the full-size model's sums; more rows than are held at once
 ]
 direct = partial(linear, backend="onednn")
 reference = partial(linear, backend="reference")
@@ -81,7 +82,7 @@ def test_products_inside_the_ops(faster: bool, monkeypatch: pytest.MonkeyPatch) 
         can(torch.float32)
     monkeypatch.setattr(onednn, "WHY_NOT_AUTO", None if faster else "a test")
     generator = torch.Generator().manual_seed(0)
-    for rows, wide, narrow in ((50, 9, 3), (1, 1, 1), (33, 64, 40)):
+    for rows, wide, narrow in ((50, 9, 3), (1, 1, 1), (33, 64, 40), (1500, 600, 300)):
         a, b = torch.randn(rows, wide, generator=generator), torch.randn(rows, narrow, generator=generator)
         pairs: dict[str, tuple[Any, Tensor, Tensor]] = {
             "mm": (onednn.mm, a.t().contiguous(), b),

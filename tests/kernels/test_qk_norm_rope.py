@@ -46,6 +46,7 @@ NATIVE_SHAPES: list[dict[str, Any]] = [
     {"axis": "spatial", "batch": 2, "frames": 3, "places": 25, "heads": 2, "size": 72},
     {"axis": "temporal", "batch": 1, "frames": 3, "places": 2, "heads": 2, "size": 7},
     {"axis": "spatial", "batch": 1, "frames": 1, "places": 2, "heads": 1, "size": 256, "rope": True},
+    {"axis": "spatial", "batch": 1, "frames": 2, "places": 512, "heads": 16, "size": 72},  # long sums for the weights
 ]
 
 
