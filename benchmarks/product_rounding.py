@@ -1,5 +1,7 @@
 """Rounding of float32 products on CPU: oneDNN, which the op `linear` takes where MKL is slow, beside F.linear.
 
+``whole`` is oneDNN as it is, ``pieces`` what `linear` makes of it: sums of at most 288 summands, added up afterwards.
+
     python benchmarks/product_rounding.py
 
 Errors against float64, largest and RMS, of 512 x 256 results of unit variance. Appends one row for each number of
@@ -18,13 +20,18 @@ from javis.kernels import onednn
 
 def main() -> None:
     rows = []
+    products = {
+        "linear": F.linear,
+        "whole": lambda x, weight: onednn._product(x, weight, None),
+        "pieces": onednn.linear,
+    }
     for summands in (128, 576, 1152, 4608):
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(512, summands, generator=generator)
         weight = torch.randn(256, summands, generator=generator) / summands**0.5
         exact = x.double() @ weight.double().T
         row: dict[str, object] = {"bench": "product_rounding", "summands": summands}
-        for name, product in (("linear", F.linear), ("onednn", onednn.linear)):
+        for name, product in products.items():
             error = product(x, weight).double() - exact
             row[f"{name}_max"] = float(f"{error.abs().max():.3g}")
             row[f"{name}_rms"] = float(f"{error.square().mean().sqrt():.3g}")
