@@ -17,6 +17,7 @@ from rich.console import Console
 
 from javis import JavisPipeline
 from javis.bench import append_rows, environment
+from javis.host_memory import keep_freed_memory
 from javis.model.ops import ModelOps
 from javis.pipeline import ClipBatch
 
@@ -69,4 +70,5 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main(tyro.cli(Args))

@@ -387,4 +387,7 @@ if __name__ == "__main__":
     import tyro
     from rich.console import Console
 
+    from javis.host_memory import keep_freed_memory
+
+    keep_freed_memory()
     render(run(tyro.cli(BenchConfig)), Console())

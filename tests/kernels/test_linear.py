@@ -33,7 +33,7 @@ SHAPES = [
     {"batch": 1, "tokens": 1, "width": 1, "out": 1},
     {"batch": 2, "tokens": 7, "width": 5, "out": 33},
     {"batch": 1, "tokens": 40, "width": 96, "out": 24},
-    {"batch": 2, "tokens": 260, "width": 1152, "out": 300},  # the full-size model's sums; more rows than are held at once
+    {"batch": 2, "tokens": 260, "width": 1152, "out": 300},  # sums of full size; more rows than are held
 ]
 direct = partial(linear, backend="onednn")
 reference = partial(linear, backend="reference")
