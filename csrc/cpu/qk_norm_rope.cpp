@@ -10,7 +10,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "../checks.h"
+#include "head_arguments.h"
 #include "qk_norm_rope_rows.h"
 #include "row_isa.h"
 
@@ -51,29 +51,11 @@ Sizes check_inputs(
   STD_TORCH_CHECK(sizes.size > 0 && sizes.size <= kMaxHead, "heads of ", sizes.size, " values, expected 1 to ", kMaxHead);
   check_shape(k, {sizes.outer, sizes.inner, sizes.length, sizes.heads, sizes.size}, "k");
   check_dtype(k, q.scalar_type(), "k");
-  const auto check = [](const Tensor& tensor, std::initializer_list<int64_t> shape, const char* name) {
-    check_shape(tensor, shape, name);
-    check_dtype(tensor, ScalarType::Float, name);
-    check_dense(tensor, name);
-  };
-  if (weights.has_value()) check(*weights, {2, sizes.size}, "weights");
-  STD_TORCH_CHECK(cos.has_value() == sin.has_value(), "give both of cos and sin, or none");
-  if (cos.has_value()) {
-    STD_TORCH_CHECK(sizes.size % 2 == 0, "rotation needs heads of an even size, got ", sizes.size);
-    check(*cos, {sizes.length, sizes.size / 2}, "cos");
-    check(*sin, {sizes.length, sizes.size / 2}, "sin");
-  }
+  check_norm_and_rotation(weights, cos, sin, sizes.length, sizes.size);
   return sizes;
 }
 
-Tensor with_dense_values(const Tensor& tensor) {
-  return tensor.size(4) <= 1 || tensor.stride(4) == 1 ? tensor : torch::stable::contiguous(tensor);
-}
-
 Tables tables(const std::optional<Tensor>& weights, const std::optional<Tensor>& cos, const std::optional<Tensor>& sin) {
-  const auto floats = [](const std::optional<Tensor>& tensor) {
-    return tensor.has_value() ? static_cast<const float*>(tensor->const_data_ptr()) : nullptr;
-  };
   return {floats(weights), floats(cos), floats(sin)};
 }
 

@@ -10,7 +10,7 @@
 
 #include <vector>
 
-#include "../checks.h"
+#include "head_arguments.h"
 #include "row_isa.h"
 #include "temporal_attention_rows.h"
 
@@ -39,28 +39,8 @@ Sizes check_inputs(
       qkv.scalar_type() == ScalarType::Float || qkv.scalar_type() == ScalarType::BFloat16, "qkv must be float32 or bfloat16");
   const Sizes sizes{qkv.size(0), qkv.size(1), qkv.size(2), qkv.size(4), qkv.size(5)};
   STD_TORCH_CHECK(sizes.heads > 0 && sizes.size > 0, "qkv has no heads or heads of no values");
-  const auto check = [](const Tensor& tensor, std::initializer_list<int64_t> shape, const char* name) {
-    check_shape(tensor, shape, name);
-    check_dtype(tensor, ScalarType::Float, name);
-    check_dense(tensor, name);
-  };
-  if (weights.has_value()) check(*weights, {2, sizes.size}, "weights");
-  STD_TORCH_CHECK(cos.has_value() == sin.has_value(), "give both of cos and sin, or none");
-  if (cos.has_value()) {
-    STD_TORCH_CHECK(sizes.size % 2 == 0, "rotation needs heads of an even size, got ", sizes.size);
-    check(*cos, {sizes.frames, sizes.size / 2}, "cos");
-    check(*sin, {sizes.frames, sizes.size / 2}, "sin");
-  }
+  check_norm_and_rotation(weights, cos, sin, sizes.frames, sizes.size);
   return sizes;
-}
-
-Tensor with_dense_values(const Tensor& tensor) {
-  const int64_t last = tensor.dim() - 1;
-  return tensor.size(last) <= 1 || tensor.stride(last) == 1 ? tensor : torch::stable::contiguous(tensor);
-}
-
-const float* floats(const std::optional<Tensor>& tensor) {
-  return tensor.has_value() ? static_cast<const float*>(tensor->const_data_ptr()) : nullptr;
 }
 
 template <typename T>
