@@ -41,7 +41,7 @@ class DemoTrainConfig:
     branches: StageConfig = field(default_factory=lambda: StageConfig(steps=300, warmup=100, decay=0.0))  # stage 1
     prior: StageConfig = field(default_factory=lambda: StageConfig(steps=500, learning_rate=1e-3))  # stage 2
     joint: StageConfig = field(
-        default_factory=lambda: StageConfig(steps=12400, warmup=100, decay=0.3, restarts=(5700,))
+        default_factory=lambda: StageConfig(steps=17400, warmup=100, decay=0.3, restarts=(5700, 12400))
     )  # stage 3
     freeze_branches: bool = False  # joint stage: train only prior blocks and bidirectional attention, as the paper does
     optimizer: Literal["adamw", "muon"] = "muon"  # of the layers' matrices; everything else follows AdamW
@@ -60,6 +60,7 @@ class DemoTrainConfig:
         (3750, 5.0, 1.0),
         (5700, 4.0, 1.0),
         (9750, 3.0, 1.3),
+        (12400, 4.0, 1.3),
     )
     sampling_ratio: float = 4.0  # shift of the timesteps in sampling
     condition_dropout: float = 0.1  # share of samples trained without caption and priors
