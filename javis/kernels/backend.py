@@ -65,8 +65,7 @@ def why_not_auto(checks: Mapping[Backend, Check], backend: Backend, *args: objec
     """
     reason = why_not(checks, backend, *args)
     if reason is None and hasattr(checks[backend], "why_not_auto"):
-        hesitant: Check = checks[backend].why_not_auto
-        return hesitant(*args)
+        return checks[backend].why_not_auto(*args)  # type: ignore[attr-defined, no-any-return]
     if reason is None and backend in (Backend.TRITON, Backend.ONEDNN):
         first = next((arg for arg in args if isinstance(arg, torch.Tensor)), None)
         if first is not None and first.device.type == "cpu":

@@ -134,6 +134,15 @@ def test_infinite_scores(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("keys", [1, 5, 7, 127])
+def test_scores_far_below_zero(keys: int, dtype: torch.dtype) -> None:
+    """Equal scores of -1448 give the mean of the values: what fills up the last rows of keys must not count."""
+    q, k = torch.ones(1, 3, 8, dtype=dtype), torch.full((1, 1, keys, 8), -512.0, dtype=dtype)
+    v = torch.arange(keys, dtype=dtype)[None, None, :, None].expand(1, 1, keys, 8)
+    torch.testing.assert_close(cpu(q, k, v), torch.full_like(q, (keys - 1) / 2), rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_nan_stays_in_its_row(dtype: torch.dtype) -> None:
     """A query's in its row and head; a key's in all rows of its head; a value's in its column. No masked key is."""
     (q, k, v), _ = case(dtype, (70, 131, 2, 9), batch=2).inputs()
