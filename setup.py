@@ -38,7 +38,10 @@ TORCH_TARGET = f"0x{OLDEST_TORCH[0]:02x}{OLDEST_TORCH[1]:02x}{0:012x}"
 # csrc/cpu/<op>_rows.cpp are inner loops: compiled once per instruction set and chosen at run time.
 CPU_SOURCES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc/cpu").glob("*.cpp"))
 ROW_SOURCES = [source for source in CPU_SOURCES if source.endswith("_rows.cpp")]
-LIBRARY_SOURCES = ["csrc/registration.cpp", *(source for source in CPU_SOURCES if source not in ROW_SOURCES)]
+# csrc/cpu/<op>_avx512bf16.cpp are inner loops for processors that multiply bfloat16.
+BF16_SOURCES = [source for source in CPU_SOURCES if source.endswith("_avx512bf16.cpp")]
+LIBRARY_SOURCES = ["csrc/registration.cpp"]
+LIBRARY_SOURCES += [source for source in CPU_SOURCES if source not in (*ROW_SOURCES, *BF16_SOURCES)]
 HOST_SOURCES = ["csrc/host.cpp"]
 # Kernels are compiled by nvcc and know nothing of torch; their bindings and the schemas by the C++ compiler.
 CUDA_SOURCES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc/cuda").glob("*.cu"))
@@ -51,6 +54,7 @@ INSTRUCTION_SETS = {"baseline": []}
 if platform.machine() in ("x86_64", "AMD64"):
     INSTRUCTION_SETS["avx2"] = ["-mavx2", "-mfma"]
     INSTRUCTION_SETS["avx512"] = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]
+BF16_FLAGS = [*INSTRUCTION_SETS.get("avx512", []), *(["-mavx512bf16"] if "avx512" in INSTRUCTION_SETS else [])]
 
 
 NVCC_FLAGS = ["-O3", "-std=c++20", "-lineinfo", "-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall", "-Xptxas", "-v"]
@@ -233,6 +237,7 @@ class NinjaBuildExt(build_ext):
         for isa, isa_flags in INSTRUCTION_SETS.items():
             flags = [*CXX_FLAGS, *isa_flags, f"-DJAVIS_ISA={isa}"]
             objects += [build.compile(source, flags, f".{isa}") for source in ROW_SOURCES]
+        objects += [build.compile(source, CXX_FLAGS + BF16_FLAGS) for source in BF16_SOURCES]
         # libtorch_cpu is in memory by the time the library is loaded, so it is found by name and needs no rpath.
         link = ["-L" + str(torch_dir / "lib"), "-ltorch_cpu", "-Wl,--as-needed"]
         build.edge("link", self.library_path(), [Path(name) for name in objects], link)
@@ -320,7 +325,7 @@ class NinjaBuildExt(build_ext):
         return {str(path): str(self.source_twin(path)) for path in self.existing_outputs()}
 
     def get_source_files(self) -> list[str]:
-        return LIBRARY_SOURCES + ROW_SOURCES + HOST_SOURCES + CUDA_SOURCES + CUDA_BINDINGS + HEADERS
+        return LIBRARY_SOURCES + ROW_SOURCES + BF16_SOURCES + HOST_SOURCES + CUDA_SOURCES + CUDA_BINDINGS + HEADERS
 
 
 setup(

@@ -7,6 +7,7 @@
 
 #include "cpu/ada_layer_norm.h"
 #include "cpu/bidirectional_attention.h"
+#include "cpu/dense_attention.h"
 #include "cpu/gated_residual_ada_layer_norm.h"
 #include "cpu/temporal_attention.h"
 #include "cpu/bias_gelu.h"
@@ -37,6 +38,7 @@ STABLE_TORCH_LIBRARY(javis_native, m) {
   m.def(
       "temporal_attention_backward(Tensor dout, Tensor qkv, Tensor? weights, Tensor? cos, Tensor? sin, float eps)"
       " -> (Tensor dqkv, Tensor dweights)");
+  m.def("dense_attention(Tensor q, Tensor k, Tensor v, Tensor? mask) -> Tensor");
   m.def("group_softmax_(Tensor(a!) scores, Tensor bias, int groups) -> ()");
   m.def("bias_gelu(Tensor z, Tensor? bias) -> Tensor");
   m.def("bias_gelu_(Tensor(a!) z, Tensor? bias) -> ()");
@@ -56,6 +58,7 @@ STABLE_TORCH_LIBRARY_IMPL(javis_native, CPU, m) {
   m.impl("bidirectional_score_gradient", TORCH_BOX(&javis::cpu::bidirectional_score_gradient));
   m.impl("temporal_attention", TORCH_BOX(&javis::cpu::temporal_attention));
   m.impl("temporal_attention_backward", TORCH_BOX(&javis::cpu::temporal_attention_backward));
+  m.impl("dense_attention", TORCH_BOX(&javis::cpu::dense_attention));
   m.impl("group_softmax_", TORCH_BOX(&javis::cpu::group_softmax_));
   m.impl("bias_gelu", TORCH_BOX(&javis::cpu::bias_gelu));
   m.impl("bias_gelu_", TORCH_BOX(&javis::cpu::bias_gelu_));

@@ -60,9 +60,12 @@ def why_not_auto(checks: Mapping[Backend, Check], backend: Backend, *args: objec
 
     That it cannot run; or that it is a Triton kernel and the first tensor is on a CPU: there it could run only in
     Triton's interpreter, which is there to prove a kernel and thousands of times too slow to use; or that it is a
-    product on oneDNN that PyTorch computes as fast by itself on this processor.
+    product on oneDNN that PyTorch computes as fast by itself on this processor; or that the op's check has an attribute
+    ``why_not_auto``, a check of its own for this, which says so.
     """
     reason = why_not(checks, backend, *args)
+    if reason is None and hasattr(checks[backend], "why_not_auto"):
+        return checks[backend].why_not_auto(*args)  # type: ignore[attr-defined, no-any-return]
     if reason is None and backend in (Backend.TRITON, Backend.ONEDNN):
         first = next((arg for arg in args if isinstance(arg, torch.Tensor)), None)
         if first is not None and first.device.type == "cpu":

@@ -29,6 +29,7 @@ OPS = (
     "bidirectional_score_gradient",
     "temporal_attention",
     "temporal_attention_backward",
+    "dense_attention",
     "group_softmax_",
     "bias_gelu",
     "bias_gelu_",
@@ -171,6 +172,11 @@ def cpu_isa() -> str | None:
     function.restype = ctypes.c_char_p
     name: bytes = function()
     return name.decode()
+
+
+def multiplies_bf16() -> bool:
+    """Whether the CPU ops multiply bfloat16 as such (AVX512_BF16); never where ``JAVIS_CPU_ISA`` names a copy."""
+    return WHY_NOT is None and bool(ctypes.CDLL(str(LIBRARY)).javis_cpu_multiplies_bf16())
 
 
 def kernel_attributes(threads: int = 0) -> list[dict[str, Any]]:

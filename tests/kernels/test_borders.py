@@ -42,6 +42,7 @@ SHAPES: dict[str, list[dict[str, Any]]] = {
     "ada_layer_norm_fp8": norm,
     "gated_residual_ada_layer_norm_fp8": norm,
     "prior_injection": keys,
+    "text_cross_attention": [*keys, {"batch": 1, "tokens": 65, "keys": 127, "heads": 2, "size": 9}],
     "folded_prior_injection": keys,
     "flow_update": [{"batch": 2, "video": (3, 2, 3, 5), "audio": (3, 3, 5), "masked": True}],
     "bidirectional_attention": [

@@ -1,5 +1,6 @@
 """The tests of an op (CONTRIBUTING.md, "Adding an op"), for text_cross_attention: a choice between libraries.
 
+Its native backend is tested in test_dense_attention.py.
 What it shares with prior_injection (the sdpa backend, the reference and its gradients) is tested there as well.
 """
 
@@ -84,7 +85,9 @@ def test_compiles_to_one_graph(dtype: torch.dtype, masked: bool) -> None:
 def test_the_named_backend_is_the_one_that_runs() -> None:
     args, kwargs = case(tokens=3, keys=2, heads=1, size=8, masked=True).inputs()
     name = "aten::scaled_dot_product_attention"
-    for run, expected in ((sdpa, [name]), (text_cross_attention, [name]), (reference, [])):
+    wanted = [args[0].requires_grad_(), *args[1:]]  # without a gradient auto may take the native attention
+    assert ops_that_ran(lambda: text_cross_attention(*wanted, **kwargs), prefix=name)[:1] == [name]
+    for run, expected in ((sdpa, [name]), (reference, [])):
         assert ops_that_ran(lambda run=run: run(*args, **kwargs), prefix=name)[:1] == expected
     with use_backend("reference"):
         assert ops_that_ran(lambda: text_cross_attention(*args, **kwargs), prefix=name) == []

@@ -7,7 +7,7 @@ The space and the time of a clip are attended to in turn (arXiv 2102.05095), as 
 
 Read next: reference.py (the maths), triton_impl.py (short sequences), flash/triton_impl.py (long ones),
 csrc/cuda/temporal_attention.cu and csrc/cpu/temporal_attention_rows.cpp (the temporal axis), library.py (attention of
-other packages, which the spatial axis has on a CPU).
+other packages, and ../../dense_attention.py, which the spatial axis has on a CPU).
 """
 
 from __future__ import annotations
@@ -73,6 +73,8 @@ def factorized_attention(
         return contract.temporal_attention_native(qkv, q_weight, k_weight, rope, eps)
     if chosen is Backend.FLASH_ATTN:
         return library.attention_flash_attn(qkv, axis, q_weight, k_weight, rope, eps)
-    if chosen in (Backend.SDPA, Backend.CPU) and qkv.numel() > 0:
+    if chosen is Backend.CPU and qkv.numel() > 0:
+        return library.attention_cpu(qkv, axis, q_weight, k_weight, rope, eps)
+    if chosen is Backend.SDPA and qkv.numel() > 0:
         return library.attention_sdpa(qkv, axis, q_weight, k_weight, rope, eps)
     return factorized_attention_ref(qkv, axis, q_weight=q_weight, k_weight=k_weight, rope=rope, eps=eps)

@@ -70,7 +70,8 @@ def why_not_cpu(
 ) -> str | None:
     """Why the native CPU kernels cannot take this call, or None.
 
-    The temporal axis has one of its own; for the spatial one that of qk_norm_rope makes q and k ready for PyTorch's.
+    The temporal axis has one of its own; for the spatial one that of qk_norm_rope makes q and k ready for
+    the native attention over whole sequences (../../dense_attention.py) or, where that is refused, PyTorch's.
     """
     if axis == "spatial":
         return prepared.why_not_cpu(qkv, axis, q_weight, k_weight, rope)

@@ -1,10 +1,14 @@
-"""factorized_attention on attention libraries: q and k normalised and rotated before, in one pass over them."""
+"""factorized_attention on attention that knows of neither norm nor rotation, of libraries or native.
+
+q and k are normalised and rotated before, in one pass over them.
+"""
 
 from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from javis.kernels import dense_attention
 from javis.kernels.ops.qk_norm_rope.api import prepare
 
 
@@ -26,6 +30,22 @@ def attention_sdpa(
 ) -> Tensor:
     """``F.scaled_dot_product_attention``; arguments and result as in api.py."""
     q, k, v = prepare(qkv, axis, q_weight, k_weight, rope, eps)
+    out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+    return _tokens(out.transpose(1, 2), qkv, axis)
+
+
+def attention_cpu(
+    qkv: Tensor,
+    axis: str,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    rope: tuple[Tensor, Tensor] | None,
+    eps: float,
+) -> Tensor:
+    """The native attention where it is known to be the faster one and no gradient is wanted, else PyTorch's."""
+    q, k, v = prepare(qkv, axis, q_weight, k_weight, rope, eps)
+    if dense_attention.why_not(q, k, v) is None and dense_attention.why_not_auto(q, k, v) is None:
+        return _tokens(dense_attention.dense_attention(q, k, v), qkv, axis)
     out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
     return _tokens(out.transpose(1, 2), qkv, axis)
 

@@ -2,10 +2,11 @@
 
     o[b, n, h, :] = sum_l softmax_l( q[b, n, h, :] . k[b, h, l, :] / sqrt(D) ) v[b, h, l, :]     over l with mask[b, l]
 
-A library's attention: captions are long enough (up to 300 tokens) for it, and there is nothing to fuse.
+On a GPU a library's attention: captions are long enough (up to 300 tokens) for it, and there is nothing to fuse. On a
+CPU one of our own (../../dense_attention.py), or PyTorch's where a gradient is wanted.
 
-Read next: reference.py (the maths), contract.py (the libraries), and ``JavisDiT.condition``, which drops tokens that
-no sample has before they ever get here.
+Read next: reference.py (the maths), contract.py (native, libraries), and ``JavisDiT.condition``, which drops tokens
+that no sample has before they ever get here.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from javis.kernels.ops.text_cross_attention import contract
 from javis.kernels.ops.text_cross_attention.reference import text_cross_attention_ref
 
 CHECKS: dict[Backend, Check] = {
+    Backend.CPU: contract.why_not_cpu,
     Backend.SDPA: why_not_sdpa,
     Backend.FLASH_ATTN: contract.why_not_flash_attn,
     Backend.REFERENCE: lambda *_: None,
@@ -50,6 +52,8 @@ def text_cross_attention(
     """
     validate(q, k, v, mask)
     chosen = select("text_cross_attention", CHECKS, q, k, v, mask, backend=backend)
+    if chosen is Backend.CPU:
+        return contract.attention_native(q, k, v, mask)
     if chosen is Backend.FLASH_ATTN:
         return contract.attention_flash(q, k, v, mask)
     if chosen is Backend.SDPA:

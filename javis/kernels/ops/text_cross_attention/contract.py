@@ -1,4 +1,4 @@
-"""The flash_attn package as a backend of text_cross_attention. It loads on the first call that names it."""
+"""The native attention and the flash_attn package, which loads on the first call that names it, as backends."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import importlib.util
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from javis.kernels import dense_attention
 
 
 def _installed() -> bool:
@@ -17,6 +19,29 @@ def _installed() -> bool:
 
 
 HAS_FLASH_ATTN = _installed()
+
+
+def _tokens_first(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Views [B, N, H, D] and [B, L, H, D]."""
+    return q.unflatten(-1, (k.shape[1], k.shape[3])), k.transpose(1, 2), v.transpose(1, 2)
+
+
+def why_not_cpu(q: Tensor, k: Tensor, v: Tensor, *_: object) -> str | None:
+    """Why the native attention cannot take this call, or None."""
+    return dense_attention.why_not(q, k, v)
+
+
+def why_not_cpu_auto(q: Tensor, k: Tensor, v: Tensor, *_: object) -> str | None:
+    """Why ``auto`` leaves to PyTorch what the native attention could compute, or None."""
+    return dense_attention.why_not_auto(q, k, v)
+
+
+why_not_cpu.why_not_auto = why_not_cpu_auto  # type: ignore[attr-defined]
+
+
+def attention_native(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """The native attention on arguments that ``why_not_cpu`` has accepted."""
+    return dense_attention.dense_attention(*_tokens_first(q, k, v), mask).flatten(2)
 
 
 def why_not_flash_attn(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> str | None:
