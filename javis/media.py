@@ -12,6 +12,8 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import platform
+import re
 import secrets
 from collections.abc import Iterator
 from fractions import Fraction
@@ -57,8 +59,9 @@ def samples_for(frames: int, fps: float, sample_rate: int) -> int:
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; it becomes ``path`` on success and is removed on any failure.
 
-    The temporary name keeps the suffix (writers choose the format by it) and begins with a dot. Missing parent folders
-    are made. Raises `UsageError` if ``path`` cannot be written (a folder, or below something that is not writable).
+    The temporary name keeps the suffix (writers choose the format by it), begins with a dot and tells who writes it
+    (`remove_leftovers`). Missing parent folders are made. Raises `UsageError` if ``path`` cannot be written (a folder,
+    or below something that is not writable).
     """
     target = Path(path)
     temporary = _touch_beside(target)
@@ -81,12 +84,38 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     _touch_beside(Path(path)).unlink()
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove temporary files of `atomic_file` in ``folder`` whose process died on this machine before it was done."""
+    for path in folder.glob(".*.part.*"):
+        found = _TEMPORARY.search(path.name)
+        if found and found["machine"] == _machine() and not _runs(int(found["pid"])):
+            path.unlink(missing_ok=True)
+
+
+_TEMPORARY = re.compile(r"\.(?P<machine>[a-z0-9-]+)-(?P<pid>\d{1,10})\.[0-9a-f]{8}\.part\.\w+$")
+
+
+def _machine() -> str:
+    return re.sub(r"[^a-z0-9]+", "-", platform.node().lower())[:30] or "machine"
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        pass  # it runs, and is another user's; or nobody can tell
+    return True
+
+
 def _touch_beside(target: Path) -> Path:
     """Make an empty temporary file in the folder of ``target``, or say why ``target`` cannot be written."""
     try:
         if target.is_dir():
             raise UsageError(f"output {target} is a folder; give the name of a file")
-        temporary = target.with_name(f".{target.stem[:40]}.{secrets.token_hex(4)}.part{target.suffix}")
+        writer = f"{_machine()}-{os.getpid()}"
+        temporary = target.with_name(f".{target.stem[:40]}.{writer}.{secrets.token_hex(4)}.part{target.suffix}")
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()
     except OSError as error:
