@@ -39,7 +39,7 @@ def convert(
     merge: bool = False,
     entry: str | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[float], None] | None = None,
 ) -> Report:
     """Convert an official checkpoint into component folders of ``destination``.
 
@@ -53,7 +53,7 @@ def convert(
         merge: complete the transformer that is there, which has one branch only, by this one.
         entry: the part of a pickle to take, if it holds several ("ema", "model").
         max_shard_bytes: a larger component is written as shards with an index.
-        progress: called with the number of tensors written so far.
+        progress: called with the share of the tensors that is written, 0..1.
 
     Raises:
         UsageError: unusable arguments or source. FailedError: tensors without a place or places without a tensor

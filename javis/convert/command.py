@@ -45,7 +45,7 @@ def main(args: ConvertArgs) -> None:
 
     from javis.convert import convert
 
-    with progress_bar("converting (tensors)", 1) as advance:
+    with progress_bar("converting", 1) as advance:
         report = convert(
             args.source,
             args.destination,

@@ -94,7 +94,7 @@ def detect(source: WeightSource, path: str) -> str:
         found.remove("jav" if "240p4s" in path else "jav-240p4s")
     if len(found) == 1:
         return found[0]
-    groups = Counter(".".join(name.split(".")[:1]) for name in names)
+    groups = Counter(".".join(name.split(".")[:1]) for name in sorted(names))
     there = ", ".join(f"{group} ({count})" for group, count in groups.most_common(8))
     known = "; ".join(f"{kind}: {value.what}" for kind, value in KINDS.items())
     if found:

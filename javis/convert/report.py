@@ -62,18 +62,14 @@ class Report:
         path.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
 
     def render(self, console: Console, rows: int = 12) -> None:
-        """Print a summary per group of tensors and the first ``rows`` of each fate but "used"."""
-        from rich.table import Table
-
+        """Print a line per group of tensors, and the first ``rows`` of each fate but "used"."""
         console.print(f"{self.source} ({self.kind}) -> {self.destination}")
-        table = Table("component", "tensors", "renamed", "from", "to", "dtype")
-        groups = Counter(
-            (r["component"], _group(r["source"]), _group(r["target"]), r["dtype"], r["source"] != r["target"])
-            for r in self.used
-        )
-        for (component, old, new, dtype, renamed), count in groups.items():
-            table.add_row(component, str(count), "yes" if renamed else "no", old, new, dtype)
-        console.print(table)
+        groups = Counter((r["component"], _group(r["source"]), _group(r["target"]), r["dtype"]) for r in self.used)
+        lines = [("component", "tensors", "dtype", "from", "to")]
+        lines += [(part, str(count), dtype, old, new) for (part, old, new, dtype), count in groups.items()]
+        widths = [max(len(line[column]) for line in lines) for column in range(5)]
+        for line in lines:
+            console.print("  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip())
         for name, parts in self.components.items():
             for key, value in parts["assumed"].items():
                 console.print(f"{name}: assumed {key} = {value} (neither the weights nor a config.json tell)")

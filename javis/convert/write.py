@@ -49,8 +49,8 @@ class Writer:
     folder: Path
     dtype: torch.dtype | None  # of floating point tensors; None keeps what the source has
     max_shard_bytes: int
-    progress: Callable[[int], None] | None = None  # called with the number of tensors written so far
-    done: int = field(default=0, init=False)
+    progress: Callable[[float], None] | None = None  # called with the share of the tensors that is written, 0..1
+    _done: int = field(default=0, init=False)
 
     def component(self, component: Component, source: WeightSource, report: Report, place: Path) -> None:
         """Write one component into the folder ``place``; values that cannot be kept are added to ``report.broken``."""
@@ -69,9 +69,9 @@ class Writer:
                 tensor = self._read(source, row, report)
                 taken = {t.untyped_storage().data_ptr() for t in tensors.values()}
                 tensors[row["target"]] = tensor.clone() if tensor.untyped_storage().data_ptr() in taken else tensor
-                self.done += 1
+                self._done += 1
                 if self.progress is not None:
-                    self.progress(self.done)
+                    self.progress(self._done / len(report.used))
             save_file(tensors, place / file, metadata={"format": "pt"})
             os.chmod(place / file, _FILE_MODE)  # the library makes files that nobody else may read
             _sync(place / file)
@@ -149,8 +149,9 @@ def check_destination(folder: Path, plan: Plan, report: Report, overwrite: bool,
     read_index(folder)
     needed = sum(_bytes(row) for row in report.used)
     parent = next(p for p in (folder, *folder.resolve().parents) if p.exists())
-    free = shutil.disk_usage(parent).free
-    if free < needed:
+    disk = shutil.disk_usage(parent)
+    free = disk.free
+    if disk.total and free < needed:  # what is no disk has a size of 0; making a folder there says why it fails
         raise FailedError(
             f"{folder} needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free; make room and try again"
         )
