@@ -68,8 +68,8 @@ class Report:
         lines = [("component", "tensors", "dtype", "from", "to")]
         lines += [(part, str(count), dtype, old, new) for (part, old, new, dtype), count in groups.items()]
         widths = [max(len(line[column]) for line in lines) for column in range(5)]
-        for line in lines:
-            console.print("  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip())
+        for words in lines:
+            console.print("  ".join(word.ljust(width) for word, width in zip(words, widths, strict=True)).rstrip())
         for name, parts in self.components.items():
             for key, value in parts["assumed"].items():
                 console.print(f"{name}: assumed {key} = {value} (neither the weights nor a config.json tell)")

@@ -66,13 +66,13 @@ def _config(source: WeightSource, names: list[str]) -> tuple[OpenSoraVideoCodecC
     defaults = {"num_groups": TemporalVAEConfig.num_groups}
     values, guessed, conflicts = settle(sizes, known, defaults)
     assumed |= {f"temporal.{name}": value for name, value in guessed.items()}
-    constants = {
+    constants: dict[str, Any] = {
         name: tuple(round(float(v), 6) for v in source.get(name).flatten().tolist())
         for name in ("shift", "scale")
         if name in names
     }
     fields: Mapping[str, Any] = OpenSoraVideoCodecConfig.__dataclass_fields__
-    told = {name: official[name] for name in ("shift", "scale", "micro_frame_size") if name in official}
+    told: dict[str, Any] = {name: official[name] for name in ("shift", "scale", "micro_frame_size") if name in official}
     told = {k: tuple(v) if isinstance(v, list) else v for k, v in told.items()}
     for name, vector in constants.items():
         if name in told and max(abs(a - b) for a, b in zip(vector, told[name], strict=False)) < 1e-2:
@@ -92,7 +92,7 @@ def image_sizes(source: WeightSource, prefix: str = "") -> tuple[AutoencoderConf
     names = source.names()
     channels = need(source, f"{prefix}encoder.conv_in.weight", WHAT)[1]
     latents = need(source, f"{prefix}decoder.conv_in.weight", WHAT)[1]
-    widths, blocks = [], 0
+    blocks, widths = 0, list[int]()
     while (first := f"{prefix}encoder.down_blocks.{len(widths)}.resnets.0.conv1.weight") in names:
         widths.append(source.info(first).shape[0])
     while f"{prefix}encoder.down_blocks.0.resnets.{blocks}.conv1.weight" in names:
@@ -116,7 +116,7 @@ def _temporal_sizes(source: WeightSource, names: list[str]) -> dict[str, Any]:
     there = set(names)
     encoder = TEMPORAL + "encoder."
     filters, channels, *_ = need(source, f"{encoder}conv_in.conv.weight", WHAT)
-    widths, blocks = [], 0
+    blocks, widths = 0, list[int]()
     while (first := f"{encoder}block_res_blocks.{len(widths)}.0.conv1.conv.weight") in there:
         widths.append(source.info(first).shape[0])
     while f"{encoder}block_res_blocks.0.{blocks}.conv1.conv.weight" in there:
