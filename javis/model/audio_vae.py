@@ -151,7 +151,7 @@ class AudioLDM2Codec(nn.Module):
     def log_mel(self, audio: Tensor) -> Tensor:
         """[B, samples] -> log-mels float32 [B, 1, frames, bins] of the length that ``latent_sizes`` stands for.
 
-        Every waveform is normalised to a peak of 0.5. What is missing is filled with zeros in the log domain, which is a
+        Every waveform is normalised to a peak of 0.5. What is missing is filled with zeros in the log domain, a
         magnitude of 1 and not silence: that is what the official weights were trained on.
         """
         frames = self.latent_sizes(audio.shape[-1])[0] * self.config.vae.factor
@@ -179,8 +179,8 @@ class AudioLDM2Codec(nn.Module):
     def decode(self, latents: Tensor, samples: int, *, seeds: list[int] | None = None) -> Tensor:
         """[B, 8, T, 16] -> waveforms float32 [B, samples] in -1..1.
 
-        The vocoder gives a little more than T * 4 frames of 160 samples. What exceeds ``samples`` is cut off; what may be
-        missing, two frames at most since :meth:`latent_sizes` drops incomplete ones, is silence.
+        The vocoder gives a little more than T * 4 frames of 160 samples. What exceeds ``samples`` is cut off; what may
+        be missing, two frames at most since :meth:`latent_sizes` drops incomplete ones, is silence.
 
         Args:
             latents: of any length T.

@@ -2,8 +2,8 @@ r"""From a prompt to the caption that the official weights were trained on.
 
 The official code appends a score to the prompt and then cleans the result twice, with the rules of DeepFloyd IF's
 captions (as ``diffusers`` has them too). Both text encoders get the cleaned caption. The cleaning was made for captions
-from web pages and takes some liberties with prose: it lowers the case, drops Chinese characters and what looks like file
-names, codes or advertising. ``RULES`` lists the steps in order.
+from web pages and takes some liberties with prose: it lowers the case, drops Chinese characters and what looks like
+file names, codes or advertising. ``RULES`` lists the steps in order.
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ import html
 import re
 import urllib.parse
 from collections.abc import Callable
+from typing import NamedTuple
 
+from javis.errors import UsageError
 from javis.model.encoders.tokens import check_captions
 from javis.model.parts import library
 
 AESTHETIC_SCORE = 6.5  # what the official sampling configurations ask for
+MAX_PROMPT = 10_000  # characters; the encoders read 300 and 77 tokens, and some rules take quadratic time
 
 _FILE_ENDINGS = "png|jpg|jpeg|bmp|webp|eps|pdf|apk|mp4"
 _DOMAIN = r"[a-z0-9.\-]+\.(?:com|co|ru|net|org|edu|gov|it)[\w/-]*\b/?(?!@)"
@@ -25,7 +28,21 @@ _DASHES = (
     "\u301c\u3030\u30a0\ufe31\ufe32\ufe58\ufe63\uff0d"
 )
 
-Rule = tuple[str, str, str]  # what it is about, pattern, replacement
+_URL_HINT = r"https?:|www:|\.(?:com|co|ru|net|org|edu|gov|it)"
+
+
+class Rule(NamedTuple):
+    """Replace what matches a pattern."""
+
+    about: str
+    pattern: str
+    replacement: str
+    hint: str = ""  # found in everything that matches; quicker to look for
+
+    def __call__(self, text: str) -> str:
+        if self.hint and not re.search(self.hint, text):
+            return text
+        return re.sub(self.pattern, self.replacement, text)
 
 
 def fix_text(text: str) -> str:
@@ -54,12 +71,12 @@ def _split_long_compounds(text: str) -> str:
     return re.sub("[-_]", " ", text) if len(re.findall("[-_]", text)) > 3 else text
 
 
-BEFORE_HTML: tuple[Rule, ...] = (
+BEFORE_HTML: tuple[tuple[str, ...], ...] = (
     ("<person> of anonymised captions", "<person>", "person"),
-    ("urls", rf"\b(?:https?:(?:/{{1,3}}|[a-z0-9%])|{_DOMAIN})", ""),
-    ("urls that start with www:", rf"\b(?:www:(?:/{{1,3}}|[a-z0-9%])|{_DOMAIN})", ""),
+    ("urls", rf"\b(?:https?:(?:/{{1,3}}|[a-z0-9%])|{_DOMAIN})", "", _URL_HINT),
+    ("urls that start with www:", rf"\b(?:www:(?:/{{1,3}}|[a-z0-9%])|{_DOMAIN})", "", _URL_HINT),
 )
-AFTER_HTML: tuple[Rule, ...] = (
+AFTER_HTML: tuple[tuple[str, ...], ...] = (
     ("@nicknames", r"@\w+\b", ""),
     ("Chinese characters, strokes, hexagrams; Katakana extensions; enclosed letters", "[\u31c0-\u9fff]+", ""),
     ("dashes of all kinds", f"[{re.escape(_DASHES)}]+", "-"),
@@ -73,13 +90,14 @@ AFTER_HTML: tuple[Rule, ...] = (
     ("#1 to #123", r"#\d{1,3}\b", ""),
     ("#12345 and longer", r"#\d{5,}\b", ""),
     ("123456 and longer", r"\b\d{6,}\b", ""),
-    ("file names", rf"\S+\.(?:{_FILE_ENDINGS})", ""),
+    # From the start of a word: \S+ alone finds the same, but tries every character of a word that is none.
+    ("file names", rf"(?<!\S)\S+\.(?:{_FILE_ENDINGS})", ""),
     ("repeated quotes", "[\"']{2,}", '"'),
     ("repeated full stops", r"\.{2,}", " "),
     ("special characters", r"[#®•©™&@·º½¾¿¡§~)(\][}{|\\/*]+", " "),
     ("full stops that stand alone", r"\s+\.\s+", " "),
 )
-AFTER_FIX: tuple[Rule, ...] = (
+AFTER_FIX: tuple[tuple[str, ...], ...] = (
     ("jc6640", r"\b[a-zA-Z]{1,3}\d{3,15}\b", ""),
     ("jc6640vc", r"\b[a-zA-Z]+\d+[a-zA-Z]+\b", ""),
     ("6640vc231", r"\b\d+[a-zA-Z]+\d+\b", ""),
@@ -99,16 +117,16 @@ AFTER_FIX: tuple[Rule, ...] = (
     (".only-a-file-ending", r"^\.\S+$", ""),
 )
 
-RULES: tuple[Rule | Callable[[str], str], ...] = (
+RULES: tuple[Callable[[str], str], ...] = (
     urllib.parse.unquote_plus,
     str.strip,
     str.lower,
-    *BEFORE_HTML,
+    *(Rule(*rule) for rule in BEFORE_HTML),
     _without_tags,
-    *AFTER_HTML,
+    *(Rule(*rule) for rule in AFTER_HTML),
     _split_long_compounds,
     fix_text,
-    *AFTER_FIX,
+    *(Rule(*rule) for rule in AFTER_FIX),
     str.strip,
 )
 
@@ -116,12 +134,12 @@ RULES: tuple[Rule | Callable[[str], str], ...] = (
 def clean_once(caption: str) -> str:
     """One pass of the official cleaning."""
     for rule in RULES:
-        caption = rule(caption) if callable(rule) else re.sub(rule[1], rule[2], caption)
+        caption = rule(caption)
     return caption
 
 
 def clean_caption(caption: str) -> str:
-    """The official cleaning: two passes (entities that were escaped twice need both)."""
+    """The official cleaning: two passes (what the first one uncovers may be a case for the second)."""
     return clean_once(clean_once(caption))
 
 
@@ -129,13 +147,15 @@ def prepare_prompt(prompt: str, *, aesthetic_score: float | None = AESTHETIC_SCO
     """Prompt -> the caption for both text encoders, as the official sampling script makes it.
 
     Args:
-        prompt: any text, the empty one too.
+        prompt: any text of at most 10,000 characters, the empty one too.
         aesthetic_score: appended as "aesthetic score: 6.5." unless the prompt names one; None: nothing is appended.
 
     Raises:
-        UsageError: the prompt is not valid text; ``ftfy`` or ``beautifulsoup4`` is not installed.
+        UsageError: the prompt is too long or not valid text; ``ftfy`` or ``beautifulsoup4`` is not installed.
     """
     check_captions([prompt])
+    if len(prompt) > MAX_PROMPT:
+        raise UsageError(f"the prompt has {len(prompt)} characters, at most {MAX_PROMPT} are read; shorten it")
     if aesthetic_score is not None and "aesthetic score:" not in prompt:
         prompt = f"{prompt} aesthetic score: {aesthetic_score:.1f}."
     return clean_caption(prompt)

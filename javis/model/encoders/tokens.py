@@ -53,6 +53,23 @@ class LibraryTokenizer:
         self.tokenizer.save_pretrained(os.fspath(folder))
 
 
+class SentencePieceTokenizer:
+    """A sentencepiece vocabulary as T5 uses it: the pieces of the caption, then the end mark."""
+
+    def __init__(self, file: str | os.PathLike[str], length: int, pad_id: int) -> None:
+        self.processor = library("sentencepiece").SentencePieceProcessor(model_file=os.fspath(file))
+        self.length, self.pad_id = length, pad_id
+
+    def __call__(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        check_captions(captions)
+        rows = [ids[: self.length - 1] + [self.processor.eos_id()] for ids in self.processor.encode(list(captions))]
+        return _pad(rows, self.length, self.pad_id)
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        (Path(folder) / "spiece.model").write_bytes(self.processor.serialized_model_proto())
+
+
 class HashTokenizer:
     """Stands in for a real tokenizer where there is no vocabulary: with random weights, for speed and memory.
 
@@ -97,11 +114,11 @@ def load_tokenizer(folder: str | os.PathLike[str], *, length: int, pad_id: int, 
     """Read the tokenizer of a folder.
 
     Args:
-        folder: files of a ``transformers`` tokenizer ("T5Tokenizer": spiece.model or tokenizer.json; "CLIPTokenizer":
-            vocab.json and merges.txt, or tokenizer.json), or what :meth:`HashTokenizer.save` wrote.
+        folder: files of a ``transformers`` tokenizer (T5: spiece.model or tokenizer.json; CLIP: vocab.json and
+            merges.txt, or tokenizer.json), or what :meth:`HashTokenizer.save` wrote.
         length: tokens of a caption.
         pad_id: number that fills up short captions.
-        kind: class name in ``transformers``.
+        kind: class name in ``transformers``, "T5Tokenizer" or "CLIPTokenizer".
 
     Raises:
         UsageError: missing or unusable files.
@@ -118,6 +135,8 @@ def load_tokenizer(folder: str | os.PathLike[str], *, length: int, pad_id: int, 
                     "tokenizer.json"
                 )
     try:
+        if kind == "T5Tokenizer" and (folder / "spiece.model").is_file():  # needs no conversion, and no protobuf for it
+            return SentencePieceTokenizer(folder / "spiece.model", length, pad_id)
         tokenizer = getattr(library("transformers"), kind).from_pretrained(os.fspath(folder), local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, ImportError) as error:
         raise UsageError(
