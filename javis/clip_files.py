@@ -62,7 +62,7 @@ def save(
     out: Path,
     request: Mapping[str, Any],
     *,
-    scale_to: tuple[int, int],
+    scale_to: tuple[int, int] | None,
     load_seconds: float,
     world: bool,
 ) -> str:
@@ -119,16 +119,20 @@ def save(
             "samples": len(audio),
             "sample_rate": batch.sample_rate,
             "model_resolution": f"{video.shape[2]}x{video.shape[1]}",
-            "batch": len(batch),  # clips that the stages text, denoise and decode made together
+            "batch": len(batch),  # clips that the stages before the sync report made together
             "seconds_per_stage": {name: round(value, 4) for name, value in stages.items()},
             "sync": report,
             "request": dict(request),
             "javis": javis.__version__,
         }
+        if batch.random_weights:
+            facts["random_weights"] = True
         json_file.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     offset = report["mean_abs_offset_ms"]
     heard = f"{len(report['matched'])} of {len(report['video_events'])} seen events heard"
-    return f"{out}  {len(video) / batch.fps:g} s, {heard}" + (f", {offset:g} ms apart" if offset is not None else "")
+    noise = "random weights, " if batch.random_weights else ""
+    apart = f", {offset:g} ms apart" if offset is not None else ""
+    return f"{out}  {len(video) / batch.fps:g} s, {noise}{heard}{apart}"
 
 
 class SkippedRows:

@@ -11,7 +11,6 @@ rows, which is fixed by the order of the rows: no two make the same clip, and no
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,20 +19,29 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from javis.clip_files import SkippedRows, checkpoint_fingerprint, is_finished, prepare, save
+from javis.clip_files import SkippedRows, is_finished, prepare, save
 from javis.console import output, progress_bar
 from javis.errors import FailedError, UsageError
 from javis.parallel.ranks import Share, rank_from_env
 from javis.requests import EXAMPLE, ClipRequest, Fault, check_request, list_faults, read_requests, slug
+from javis.sample_options import (
+    PipelineArgs,
+    call_options,
+    check_format,
+    identity,
+    is_full_size,
+    load_pipeline,
+    scale_to,
+)
 
 if TYPE_CHECKING:
     from javis.pipeline import ClipBatch, JavisPipeline
 
-MAX_GUIDANCE, MAX_SIDE = 100.0, 4096
+MAX_GUIDANCE = 100.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleArgs:
+class SampleArgs(PipelineArgs):
     """Make a clip with sound from a prompt, or one clip for each row of a CSV file.
 
     One clip: F.mp4, F.png (frames over the spectrogram, events marked) and F.json (what was asked, seconds per stage,
@@ -56,39 +64,22 @@ class SampleArgs:
     """Classifier-free guidance, 1 = none (default: the checkpoint's)."""
     audio_guidance: float | None = None
     """The same of the sound (default: --guidance if given, else the checkpoint's)."""
-    resolution: str = "256x256"
-    """WIDTHxHEIGHT of the mp4; what the model makes is scaled smoothly to it."""
-    checkpoint: str = "demo"
-    """Folder with config.json and model.safetensors, or "demo", the built-in model."""
     order: Literal["together", "sound_first"] | None = None
     """Make picture and sound side by side, or the sound first, in as many steps (default: the checkpoint's)."""
     batch_size: int = 4
     """Clips generated together (with --prompts)."""
-    ops: Literal["fused", "reference"] = "fused"
-    """What the model runs on: the kernels of javis, or plain PyTorch."""
     cfg_parallel: Literal[1, 2] = 1
     """With torchrun: processes for the two halves of guidance of each clip."""
     seq_parallel: int = 1
     """With torchrun: processes that share the tokens of each clip. Groups of both share the rows of --prompts."""
 
 
-def parse_resolution(text: str) -> tuple[int, int]:
-    """``"512x512"`` (WIDTHxHEIGHT) -> (height, width) in pixels, both even and at most 4096."""
-    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text.strip(), re.ASCII)
-    width, height = (int(match[1]), int(match[2])) if match else (0, 0)
-    if not (16 <= width <= MAX_SIDE and 16 <= height <= MAX_SIDE) or width % 2 or height % 2:
-        raise UsageError(
-            f"resolution {text[:40]!r} is unusable; expected WIDTHxHEIGHT in even numbers from 16 to {MAX_SIDE}, "
-            "such as 512x512"
-        )
-    return height, width
-
-
 def main(args: SampleArgs) -> int:
     """Entry of ``javis sample``. Raises `UsageError` and `FailedError` with messages of one line."""
     if (args.prompt is None) == (args.prompts is None):
         raise UsageError(f"expected either a prompt {EXAMPLE} or --prompts FILE.csv, and not both")
-    scale_to = parse_resolution(args.resolution)
+    full = is_full_size(args)
+    check_format(args, full)
     for name in ("guidance", "audio_guidance"):
         scale = getattr(args, name)
         if scale is not None and not 0 <= scale <= MAX_GUIDANCE:  # refuses NaN, too
@@ -109,7 +100,7 @@ def main(args: SampleArgs) -> int:
         skipped = SkippedRows(args.prompts, folder, share.index, share.count)
         skipped.faults += faults if share.index == 0 else []
     with share:
-        _run(args, jobs, skipped, share, scale_to)
+        _run(args, jobs, skipped, share, full)
     share.leave(failed=skipped is not None and bool(skipped.faults))
     if skipped is not None and share.leads:
         skipped.complain()
@@ -136,12 +127,12 @@ def _run(
     jobs: Mapping[ClipRequest, Path],
     skipped: SkippedRows | None,
     share: Share,
-    scale_to: tuple[int, int],
+    full: bool,
 ) -> None:
     """Make what is not finished of this process's share of the clips."""
     console = output()
-    fingerprint = checkpoint_fingerprint(args.checkpoint)
-    wanted = {request: _record(request, args, scale_to, fingerprint) for request in jobs}
+    same = identity(args, full)
+    wanted = {request: _record(request, args) | same for request in jobs}
     todo = list(jobs)
     if skipped is not None:
         todo = share.agreed([request for request, out in jobs.items() if not is_finished(out, wanted[request])])
@@ -152,10 +143,10 @@ def _run(
         if share.leads:
             prepare([jobs[request] for request in todo])
         started = time.perf_counter()
-        pipe = _load(args.checkpoint, args.ops)
+        pipe = _load(args)
         load_seconds = time.perf_counter() - started
         only = share.count == 1 and len(todo) == len(jobs)
-        todo = _usable(pipe, todo, scale_to, args, skipped, only)
+        todo = _usable(pipe, todo, args, skipped, only)
     if skipped is not None and share.leads:
         skipped.write()
         if skipped.faults:
@@ -175,6 +166,7 @@ def _run(
             seed=[request.seed for request in group],
             batch_size=len(group),
             progress=progress,
+            **call_options(args, full),
         )
 
     def write(batch: ClipBatch, index: int, request: ClipRequest) -> str:
@@ -183,7 +175,7 @@ def _run(
             index,
             jobs[request],
             wanted[request],
-            scale_to=scale_to,
+            scale_to=scale_to(args, full),
             load_seconds=load_seconds,
             world=pipe.description.get("world") == "javis",
         )
@@ -256,9 +248,7 @@ def _clips_done(advance: Callable[[float], None], before: int, size: int) -> Cal
     return lambda step, steps: advance(before + size * step / steps)
 
 
-def _record(
-    request: ClipRequest, args: SampleArgs, scale_to: tuple[int, int], fingerprint: str | None
-) -> dict[str, Any]:
+def _record(request: ClipRequest, args: SampleArgs) -> dict[str, Any]:
     """What a finished clip's json must hold so that the clip need not be made again."""
     return {
         "prompt": request.prompt,
@@ -268,24 +258,16 @@ def _record(
         "guidance": args.guidance,
         "audio_guidance": args.audio_guidance,
         "order": args.order,
-        "resolution": f"{scale_to[1]}x{scale_to[0]}",
-        "checkpoint": args.checkpoint,
-        "checkpoint_fingerprint": fingerprint,
-        "ops": args.ops,
     }
 
 
-def _load(checkpoint: str, ops: str) -> JavisPipeline:
-    from javis.model.ops import ModelOps
-    from javis.pipeline import JavisPipeline
-
-    return JavisPipeline.from_pretrained(checkpoint, ops=ModelOps.fused() if ops == "fused" else ModelOps())
+def _load(args: SampleArgs) -> JavisPipeline:
+    return load_pipeline(args)
 
 
 def _usable(
     pipe: JavisPipeline,
     requests: Sequence[ClipRequest],
-    scale_to: tuple[int, int],
     args: SampleArgs,
     skipped: SkippedRows | None,
     only: bool,
@@ -295,11 +277,6 @@ def _usable(
     Raises:
         UsageError: it can make none of them, and these are all there are (``only``).
     """
-    if scale_to[0] != scale_to[1]:
-        raise UsageError(
-            f"checkpoint {args.checkpoint!r} makes square pictures, so --resolution {args.resolution} would distort "
-            f"them; expected something like {scale_to[0]}x{scale_to[0]}"
-        )
     usable = []
     for request in requests:
         try:
@@ -326,4 +303,4 @@ def _groups(requests: Sequence[ClipRequest], batch_size: int) -> Iterator[list[C
             yield members[start : start + batch_size]
 
 
-__all__ = ["ClipRequest", "SampleArgs", "checkpoint_fingerprint", "main", "parse_resolution", "save"]
+__all__ = ["ClipRequest", "SampleArgs", "main", "save"]

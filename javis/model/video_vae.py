@@ -153,6 +153,16 @@ class OpenSoraVideoCodec(nn.Module):
         self._normalised: dict[torch.device, VideoVAE] = {}
 
     @property
+    def frame_window(self) -> int:
+        """Frames that are coded together: whole windows are what the official weights were trained on."""
+        return self.config.micro_frame_size or 1
+
+    @property
+    def space_factor(self) -> int:
+        """Pixels per latent, along each side."""
+        return self.config.image.factor
+
+    @property
     def image_vae(self) -> DiffusersImageVAE:
         """The image VAE as the frame-wise part of the codec."""
         c = self.config

@@ -20,6 +20,9 @@ class Guidance(NamedTuple):
     audio: float
 
 
+StepEnd = Callable[[int, float, Tensor, Tensor], "tuple[Tensor, Tensor] | None"]
+
+
 class Step(NamedTuple):
     """What a callback sees before the update of a step. Latents are those held by the sampler."""
 
@@ -54,6 +57,7 @@ def sample(
     audio_mask: Tensor | None = None,
     draw_noise: Callable[[Tensor], Tensor] | None = None,
     callback: Callable[[Step], None] | None = None,
+    on_step_end: StepEnd | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Integrate from noise to latents.
 
@@ -69,6 +73,8 @@ def sample(
         draw_noise: makes the noise for frames that become active, called with the latents once per step and modality,
             video first; default is ``torch.randn_like``.
         callback: sees every step before its update.
+        on_step_end: called after every update with (number, timestep, video, audio); what it returns, if anything, goes
+            on in place of the latents. Must keep their shapes.
 
     Returns:
         Final latents of video and audio.
@@ -103,7 +109,15 @@ def sample(
         video, audio = flow_update(
             video, audio, out.video, out.audio, dt, scales.video, scales.audio, video_mask=v_on, audio_mask=a_on
         )
+        if on_step_end is not None and (replaced := on_step_end(i, float(now), video, audio)) is not None:
+            video, audio = _replaced(video, replaced[0]), _replaced(audio, replaced[1])
     return video, audio
+
+
+def _replaced(old: Tensor, new: Tensor) -> Tensor:
+    if new.shape != old.shape:
+        raise ValueError(f"on_step_end gave latents {list(new.shape)} in place of {list(old.shape)}")
+    return new.to(old)
 
 
 def _predict(
