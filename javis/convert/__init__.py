@@ -20,7 +20,7 @@ from javis.convert.kinds import KINDS, check_kind, detect
 from javis.convert.merge import Merged, existing
 from javis.convert.read import Checkpoint, WeightSource
 from javis.convert.report import Report, account
-from javis.convert.write import Writer, check_destination, staged, write_index
+from javis.convert.write import Writer, check_destination, leftovers, staged, write_index
 from javis.errors import FailedError, UsageError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -96,6 +96,8 @@ def convert(
         if not any(row["component"] == component.name for row in (*report.missing, *report.mismatched, *report.absent))
     }
     write_index(folder, complete, plan.clip)
+    if found := leftovers(folder):
+        report.notes.append(f"{folder} has what an interrupted run left; remove it: {', '.join(found)}")
     for component in plan.components:
         if component.name not in complete:
             report.notes.append(f"{component.name} is not complete and not in model_index.json yet")

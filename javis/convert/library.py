@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from javis.convert.plan import Component, Plan, settle, shapes_of
 from javis.convert.read import WeightSource
 from javis.convert.vae import current_name, image_sizes, linear_from_convolution
@@ -53,6 +55,8 @@ def plan_t5(source: WeightSource, kind: str = "t5") -> Plan:
         component.sources[T5_TABLES[0]] = T5_TABLES[1]
     elif T5_TABLES[1] in names:
         plan.ignored[T5_TABLES[1]] = f"the same table as {T5_TABLES[0]}"
+        if not torch.equal(source.get(T5_TABLES[0]), source.get(T5_TABLES[1])):
+            component.conflicts.append(f"{' and '.join(T5_TABLES)} differ; in a T5 they are one table")
     plan.components.append(component)
     files = {name: source.folder / name for name in TOKENIZER_FILES if (source.folder / name).is_file()}
     if files:

@@ -241,6 +241,8 @@ def find_files(path: Path, notes: list[str]) -> tuple[list[Path], dict[str, str]
     if inner.is_dir():
         return find_files(inner, notes)
     there = sorted(p.name for p in path.iterdir())[:6]
+    if parts := sorted(p.name for p in path.iterdir() if p.is_dir() and any(q.suffix in SUFFIXES for q in p.iterdir())):
+        raise UsageError(f"{path} is a folder of several models ({', '.join(parts)}); convert one of these folders")
     raise UsageError(
         f"there are no weights in {path} (it holds {', '.join(there) or 'nothing'}); expected model.safetensors, "
         "diffusion_pytorch_model.safetensors, pytorch_model.bin, a .pth file, or shards with an index"

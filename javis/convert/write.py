@@ -59,16 +59,19 @@ class Writer:
         if component.finish is not None:
             component.finish(place)
         if component.config:
-            _write_json(place / "config.json", component.config)
+            _write_json(place / "config.json", self._config(component))
         rows = [row for row in report.used if row["component"] == component.name]
         shards = _split(rows, self.max_shard_bytes) if rows else []
         names = shard_names(component.stem, len(shards))
         for file, shard in zip(names, shards, strict=True):
             tensors: dict[str, Tensor] = {}
+            taken: set[int] = set()
             for row in shard:
                 tensor = self._read(source, row, report)
-                taken = {t.untyped_storage().data_ptr() for t in tensors.values()}
-                tensors[row["target"]] = tensor.clone() if tensor.untyped_storage().data_ptr() in taken else tensor
+                if tensor.untyped_storage().data_ptr() in taken:  # safetensors stores no memory under two names
+                    tensor = tensor.clone()
+                taken.add(tensor.untyped_storage().data_ptr())
+                tensors[row["target"]] = tensor
                 self._done += 1
                 if self.progress is not None:
                     self.progress(self._done / len(report.used))
@@ -82,6 +85,11 @@ class Writer:
                 place / f"{component.stem}.safetensors.index.json",
                 {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))},
             )
+
+    def _config(self, component: Component) -> dict[str, Any]:
+        """config.json; what a library's says of the dtype becomes what is written."""
+        told = {name: str(self.dtype).removeprefix("torch.") for name in ("dtype", "torch_dtype")}
+        return {n: told[n] if self.dtype and n in told else value for n, value in component.config.items()}
 
     def _read(self, source: WeightSource, row: dict[str, Any], report: Report) -> Tensor:
         tensor = source.get(row["source"]).reshape(row["shape"])
@@ -202,6 +210,11 @@ def _replace(new: Path, place: Path) -> None:
         old.rename(place)
         raise
     shutil.rmtree(old)
+
+
+def leftovers(folder: Path) -> list[str]:
+    """What a run that was killed outright (SIGKILL, power) may have left; nobody reads it."""
+    return sorted(p.name for p in folder.iterdir() if p.name.startswith(".") and p.suffix in (PARTIAL, ".old"))
 
 
 def read_index(folder: Path) -> dict[str, Any]:

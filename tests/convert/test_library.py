@@ -36,9 +36,12 @@ def test_the_encoder_half_of_a_pickled_t5(tmp_path: Path) -> None:
     whole = t5()
     source = save_as_pickle(whole, tmp_path / "t5")
     (source / "spiece.model").write_bytes(b"pieces")
+    text = (source / "config.json").read_text()
+    (source / "config.json").write_text(text.replace("{", '{"torch_dtype": "float32",', 1))
     report = convert(source, tmp_path / "out", dtype="bfloat16")
     assert report.kind == "t5" and not report.problems()
     assert {row["source"].split(".")[0] for row in report.ignored} == {"decoder", "lm_head", "encoder"}
+    assert '"torch_dtype": "bfloat16"' in (tmp_path / "out" / "text_encoder" / "config.json").read_text()
     encoder = transformers.T5EncoderModel.from_pretrained(
         tmp_path / "out" / "text_encoder", dtype=torch.bfloat16
     ).eval()
@@ -58,6 +61,15 @@ def test_the_table_of_a_t5_may_have_either_name(tmp_path: Path) -> None:
     table = next(row for row in report.used if row["target"] == "shared.weight")
     assert table["source"] == "encoder.embed_tokens.weight"
     assert any("no tokenizer" in note for note in report.notes)
+
+
+def test_two_tables_of_a_t5_must_be_one(tmp_path: Path) -> None:
+    source = save_as_pickle(t5(), tmp_path / "t5")
+    state = torch.load(source / "pytorch_model.bin", weights_only=True)
+    state["shared.weight"] = state["shared.weight"] + 1
+    torch.save(state, source / "pytorch_model.bin")
+    with pytest.raises(FailedError, match=r"shared.weight and encoder.embed_tokens.weight differ"):
+        convert(source, tmp_path / "out")
 
 
 def test_the_mel_vae_and_the_vocoder(tmp_path: Path) -> None:

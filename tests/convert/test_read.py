@@ -205,6 +205,18 @@ def test_what_is_no_checkpoint(tmp_path: Path) -> None:
         Checkpoint("JavisVerse/JavisDiT-v0.1-jav")
 
 
+def test_a_folder_of_several_models(tmp_path: Path) -> None:
+    for name in ("vae", "vocoder"):
+        write_folder(tmp_path / "audioldm2" / name, STATE)
+    with pytest.raises(UsageError, match=r"folder of several models \(vae, vocoder\); convert one of these"):
+        Checkpoint(tmp_path / "audioldm2")
+
+
+def test_an_index_may_be_named(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "in", STATE, shards=2)
+    same(Checkpoint(folder / "model.safetensors.index.json"))
+
+
 def test_several_weights_without_a_usual_name(tmp_path: Path) -> None:
     for name in ("one", "two"):
         save_file(STATE, tmp_path / f"{name}.safetensors")

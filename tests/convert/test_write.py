@@ -134,6 +134,12 @@ def test_components_join_in_one_folder(tmp_path: Path, source: Path) -> None:
     assert not [p for p in (tmp_path / "out").iterdir() if p.name.startswith(".")]
 
 
+def test_what_a_killed_run_left_is_said(tmp_path: Path, source: Path) -> None:
+    (tmp_path / "out" / ".prior-0123.partial").mkdir(parents=True)
+    report = convert(source, tmp_path / "out")
+    assert any(".prior-0123.partial" in note and "remove it" in note for note in report.notes)
+
+
 def test_what_is_there_is_kept_unless_told(tmp_path: Path, source: Path) -> None:
     convert(source, tmp_path / "out")
     before = files(tmp_path / "out")
