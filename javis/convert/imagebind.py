@@ -14,7 +14,13 @@ from javis.model.encoders.tokens import write_clip_tokenizer
 
 WHAT = "ImageBind's text tower"
 OFFICIAL_HEAD_SIZE = 64
-VOCABULARIES = ("bpe_simple_vocab_16e6.txt.gz", "bpe_simple_vocab_16e6.txt", "vocab.json", "tokenizer.json")
+VOCABULARIES = (
+    "bpe_simple_vocab_16e6.txt.gz",
+    "bpe_simple_vocab_16e6.txt",
+    "vocab.json",
+    "tokenizer.json",
+    "hash_tokenizer.json",
+)
 # What follows the choice of the end token, or from the sizes: the prior takes the states of all tokens before that.
 _TEXT_REST = ("modality_heads.text.", "modality_postprocessors.text.", "modality_preprocessors.text.mask")
 
@@ -41,7 +47,7 @@ def add_text_tower(plan: Plan, source: WeightSource, prefix: str) -> None:
     hidden = need(source, f"{prefix}modality_trunks.text.blocks.0.mlp.fc1.weight", WHAT)[0]
     layers = {name.split(".")[1] for name in sources if name.startswith("blocks.")}
     assumed: dict[str, Any] = {"heads": max(1, width // OFFICIAL_HEAD_SIZE)}
-    if told := (source.config or {}).get("text_num_heads"):
+    if told := (source.config or {}).get("text_num_heads"):  # the name in ImageBind's constructor
         assumed, heads = {}, int(told)
     else:
         heads = assumed["heads"]
@@ -90,7 +96,7 @@ def find_vocabulary(folder: Path) -> Path | None:
 def write_vocabulary(file: Path, folder: Path) -> None:
     """Put the tokenizer of ``file`` into ``folder``, as ``transformers`` reads it."""
     if file.suffix == ".json":
-        for name in ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        for name in (*VOCABULARIES, "merges.txt", "tokenizer_config.json", "special_tokens_map.json"):
             if (file.parent / name).is_file():
                 shutil.copyfile(file.parent / name, folder / name)
     else:

@@ -20,6 +20,7 @@ from javis.model.parts import library
 from javis.model.video_vae import AutoencoderConfig
 
 TOKENIZER_FILES = (
+    "hash_tokenizer.json",
     "spiece.model",
     "tokenizer.json",
     "tokenizer_config.json",
