@@ -256,11 +256,39 @@ def layer_section(rows: list[Row]) -> str:
     return title + table(header, cells)
 
 
+def decode_sections(rows: list[Row]) -> str:
+    """Latents to frames: newest row of each clip, dtype and variant, a table for each device."""
+    newest = {(r["device"], r["clip"], r["dtype"], r["variant"], r["threads"]): r for r in rows}
+    text = ""
+    for device in dict.fromkeys(device for device, *_ in newest):
+        cells = []
+        for (of, clip, dtype, variant, _), r in newest.items():
+            if of == device:
+                size, peak = f"{r['frames']} x {r['height']} x {r['width']}", r["peak_bytes"]
+                cells.append([clip, size, dtype, variant, r["p20_s"], r["p50_s"], r["p80_s"], r["cpu_s"], r["tflop"]])
+                cells[-1] += [r["times_eager"], r["times_eager_cpu"], None if peak is None else f"{peak / 1e9:.2f}"]
+        one = [r for (of, *_), r in newest.items() if of == device][-1]
+        header = ["clip", "frames x height x width", "dtype", "variant", "s p20", "s p50", "s p80", "s of processor"]
+        header += ["TFLOP", "x eager", "x eager, processor", "GB"]
+        about = f"full-size decoders, random weights, {one['threads']} threads (docs/pipeline.md)"
+        text += f"\n## Video decode\n\n`python -m benchmarks.decode`: {about}; {where(one)}.\n\n" + table(header, cells)
+    return text
+
+
 def page(rows: list[Row]) -> str:
     """The whole page."""
     benches = {
         name: [row for row in rows if row.get("bench") == name]
-        for name in ("sample_clip", "noise_levels", "world_speed", "train_step", "freezing", "layer_step", "ladder")
+        for name in (
+            "sample_clip",
+            "noise_levels",
+            "world_speed",
+            "train_step",
+            "freezing",
+            "layer_step",
+            "ladder",
+            "decode",
+        )
     }
     return "".join(
         (
@@ -273,6 +301,7 @@ def page(rows: list[Row]) -> str:
             freezing_section(benches["freezing"]),
             layer_section(benches["layer_step"]),
             ladder_sections(benches["ladder"]),
+            decode_sections(benches["decode"]),
             kernel_sections([row for row in rows if "op" in row]),
         )
     )

@@ -186,7 +186,7 @@ def op_names() -> tuple[str, ...]:
 
 
 def model(c: Context) -> list[Step]:
-    """The latency ladder."""
+    """The latency ladder, and the decode of the video latents."""
     common: tuple[object, ...] = ("--device", c.device, "--results", c.results, "--profile", c.out / "profile")
     if c.dry:
         c.results.mkdir(parents=True, exist_ok=True)
@@ -203,13 +203,20 @@ def model(c: Context) -> list[Step]:
         )
         rungs = ("--rungs", "upstream", "eager", "fused", "graph", "fp8", "fp8_te")
         command = c.module("benchmarks.ladder", *common, *quick, *rungs, "--json", c.out / "ladder.json")
-        return [Step(name="ladder", command=command, seconds=240, show=10)]
+        decode = c.module("benchmarks.decode", "--quick", "--repeats", 1, "--results", c.results)
+        return [
+            Step(name="ladder", command=command, seconds=240, show=10),
+            Step(name="decode", command=decode, seconds=120, show=10),
+        ]
     made = []
     for clip, guidance in CLIPS:
         out = c.out / f"ladder-{clip}-{guidance}.json"
         options = ("--clips", clip, "--guidance", guidance, "--limit", 240, "--json", out)
         command = c.module("benchmarks.ladder", *common, *options)
         made.append(Step(name=f"ladder {clip} {guidance} guidance", command=command, seconds=420, show=30))
+    for clip, _ in CLIPS[:3]:
+        options = ("--clips", clip, "--dtypes", "bfloat16", "--device", c.device, "--results", c.results)
+        made.append(Step(name=f"decode {clip}", command=c.module("benchmarks.decode", *options), seconds=300, show=10))
     return made
 
 
