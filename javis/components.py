@@ -233,16 +233,20 @@ def with_random_weights(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     ops: ModelOps | None = None,
+    residency: Policy = "all",
     configs: Mapping[str, Any] | None = None,
 ) -> JavisPipeline:
     """As ``JavisPipeline.with_random_weights``; ``configs`` replaces configurations of components."""
     target = choose_device(device)
     dtypes, ops = component_dtypes(target, dtype), ops or ModelOps.fused()
     chosen = configurations(size) | dict(configs or {})
+    waiting = target if residency == "all" else torch.device("cpu")
+    if residency == "staged":
+        raise UsageError("random weights cannot be loaded again for every stage: use residency 'offload' or 'all'")
     made: dict[str, Any] = {}
     for number, spec in enumerate(SPECS):
         own = spec.attribute
-        made[own] = build_random(lambda s=spec: s.make(chosen[s.attribute], ops), target, dtypes[own], seed + number)  # type: ignore[misc]
+        made[own] = build_random(lambda s=spec: s.make(chosen[s.attribute], ops), waiting, dtypes[own], seed + number)  # type: ignore[misc]
     check_fit(made)
     toy = {"resolution": "64x64", "seconds": 0.5} if size == "toy" else {}
     description = {
@@ -251,7 +255,10 @@ def with_random_weights(
         "components": {spec.name: spec.class_name for spec in SPECS},
         "random_weights": True,
     }
-    return cls(description=description, device=target, **made)
+    pipe = cls(description=description, device=target, **made)
+    if residency != "all":
+        pipe.set_residency(residency, target)
+    return pipe
 
 
 # -- saving -----------------------------------------------------------------------------------------------------------

@@ -162,6 +162,7 @@ class JavisPipeline:
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         ops: ModelOps | None = None,
+        residency: Policy = "all",
     ) -> JavisPipeline:
         """Every component of the full-size pipeline with random weights, without any download.
 
@@ -171,14 +172,16 @@ class JavisPipeline:
         Args:
             size: "full", or "toy" for the same classes with few channels and layers.
             seed: same seed, same weights (on the same device).
-            device, dtype, ops: as in :meth:`from_pretrained`.
+            device, dtype, ops, residency: as in :meth:`from_pretrained`; "staged" needs files and is refused.
 
         Raises:
             UsageError: an unknown size, or the packages of ``javis[full]`` are missing.
         """
         from javis import components
 
-        return components.with_random_weights(cls, size, seed=seed, device=device, dtype=dtype, ops=ops)
+        return components.with_random_weights(
+            cls, size, seed=seed, device=device, dtype=dtype, ops=ops, residency=residency
+        )
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
         """Write a checkpoint folder that :meth:`from_pretrained` reads: all or nothing.
@@ -219,8 +222,10 @@ class JavisPipeline:
         self.residency, self.device = residency, residency.device
 
     def enable_model_cpu_offload(self, device: str | torch.device | None = None) -> None:
-        """Keep components in host memory but for the stage that runs (the name diffusers has for it)."""
-        self.set_residency("offload", device)
+        """Keep components in host memory but for the stage that runs, on a GPU if there is one (diffusers' name)."""
+        from javis.components import choose_device
+
+        self.set_residency("offload", choose_device(device))
 
     def cache_conditions(self, folder: str | os.PathLike[str]) -> None:
         """Keep hidden states of captions in a folder, by prompt, encoder and dtype (javis/condition_cache.py).

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -253,12 +255,36 @@ def test_residency_changes_no_bit(toy: JavisPipeline, tmp_path: Path, policy: An
 
 def test_an_offloaded_pipeline(toy: JavisPipeline) -> None:
     pipe = JavisPipeline.with_random_weights("toy", device="cpu")
-    pipe.enable_model_cpu_offload()
-    check_equal(pipe(PROMPTS[0], seed=1, **QUICK), toy(PROMPTS[0], seed=1, **QUICK))
+    pipe.enable_model_cpu_offload("cpu")
+    born = JavisPipeline.with_random_weights("toy", device="cpu", residency="offload")
+    for offloaded in (pipe, born):
+        assert offloaded.residency.policy == "offload"
+        check_equal(offloaded(PROMPTS[0], seed=1, **QUICK), toy(PROMPTS[0], seed=1, **QUICK))
     with pytest.raises(UsageError, match="cannot be loaded again"):
         pipe.set_residency("staged")
+    with pytest.raises(UsageError, match="cannot be loaded again"):
+        JavisPipeline.with_random_weights("toy", device="cpu", residency="staged")
     with pytest.raises(UsageError, match="moved by the residency"):
         pipe.to("cpu")
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_the_progress_bar(toy: JavisPipeline, monkeypatch: pytest.MonkeyPatch, wanted: bool) -> None:
+    seen: list[float] = []
+    totals: list[int] = []
+
+    @contextlib.contextmanager
+    def bar(label: str, total: int) -> Iterator[Any]:
+        totals.append(total)
+        yield seen.append
+
+    monkeypatch.setattr(batches, "progress_bar", bar)
+    monkeypatch.setattr(toy, "shows_progress", True)
+    toy.set_progress_bar_config(disable=not wanted)
+    toy(PROMPTS, seed=1, batch_size=2, **QUICK)
+    assert (totals, seen) == (([4], [1, 2, 3, 4]) if wanted else ([], []))
+    toy(PROMPTS[0], seed=1, progress=lambda *_: None, **QUICK)
+    assert len(totals) == wanted  # whoever wants to know gets no bar
 
 
 # -- unusable arguments -----------------------------------------------------------------------------------------------
