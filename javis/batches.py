@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from javis.clip_batch import ClipBatch
 from javis.console import progress_bar
+from javis.decode import decode_frames
 from javis.durations import ClipLength
 from javis.errors import FailedError
 from javis.flow import timestep_ratio
@@ -139,9 +140,8 @@ def decode(
     """Latents of a batch -> pictures uint8 [B, frames, H, W, 3] and sound float32 [B, samples], both cut to length."""
     spent = dict.fromkeys(STAGES, 0.0) if spent is None else spent
     with stage(pipe, "video_decode", spent):
-        pixels = pipe.video_codec.decode(video.to(component_dtype(pipe.video_codec)), length.model_frames)
-        pixels = (pixels[:, :, : length.frames].float() + 1) * 127.5
-        picture = pixels.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 4, 1).cpu().numpy()
+        latents = video.to(component_dtype(pipe.video_codec))
+        picture = decode_frames(pipe.video_codec, latents, length.model_frames, length.frames)
     with stage(pipe, "audio_decode", spent):
         latents = audio.to(component_dtype(pipe.audio_codec))
         sound = pipe.audio_codec.decode(latents, length.samples, seeds=[s % 2**62 for s in seeds])

@@ -7,7 +7,7 @@ for small cards), `video.py` (`VideoDecoder`: all of it in batches that fit), `s
 
 from javis.decode.image import ImageDecoderShape
 from javis.decode.stream import write_decoded
-from javis.decode.video import DecodeOptions, VideoDecoder
+from javis.decode.video import DecodeOptions, VideoDecoder, decode_frames
 from javis.decode.work import Batches, Work, choose_batches, decode_peak_bytes, decode_work
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "VideoDecoder",
     "Work",
     "choose_batches",
+    "decode_frames",
     "decode_peak_bytes",
     "decode_work",
     "write_decoded",

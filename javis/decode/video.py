@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -90,29 +91,31 @@ class VideoDecoder:
     # -- what it offers -----------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def decode(self, latents: Tensor, frames: int) -> Tensor:
+    def decode(self, latents: Tensor, frames: int, *, keep: int | None = None) -> Tensor:
         """Normalised latents [B, C, T, H, W] -> frames [B, 3, frames, H, W] in -1..1, in the dtype of the decode.
+
+        ``keep``: only the first so many frames, and no work on the others that can be spared; None: all.
 
         Raises:
             ValueError: latents of another number of frames. FailedError: out of memory, however small the batches.
         """
         batches = self.batches(latents, frames)
-        features = self._features(latents, frames, batches)
+        features = self._features(latents, frames, batches)[:, :, :keep]
         pieces = [
             images.clamp_(-1, 1).to(features.device)  # bands may leave a frame in main memory
             for images in self._images(features.transpose(1, 2).flatten(0, 1), batches)
         ]
-        return torch.cat(pieces).unflatten(0, (len(latents), frames)).transpose(1, 2)
+        return torch.cat(pieces).unflatten(0, (len(latents), -1)).transpose(1, 2)
 
     @torch.no_grad()
-    def stream(self, latents: Tensor, frames: int) -> Iterator[Tensor]:
+    def stream(self, latents: Tensor, frames: int, *, keep: int | None = None) -> Iterator[Tensor]:
         """Normalised latents [C, T, H, W] of one clip -> its frames, uint8 [n, H, W, 3] in main memory, chunk by chunk.
 
         On a GPU a chunk is handed over when the next one is already being decoded, so that whoever takes the chunks
-        works beside the decode.
+        works beside the decode. ``keep`` as in `decode`.
         """
         batches = self.batches(latents[None], frames)
-        features = self._features(latents[None], frames, batches)[0].transpose(0, 1)
+        features = self._features(latents[None], frames, batches)[0, :, :keep].transpose(0, 1)
         waiting: Callable[[], Tensor] | None = None
         for images in self._images(features, batches):
             ready = fetch(to_bytes(images))
@@ -224,6 +227,22 @@ class VideoDecoder:
                     )
             yield result
             del result
+
+
+def decode_frames(
+    codec: Any, latents: Tensor, frames: int, keep: int, options: DecodeOptions | None = None
+) -> np.ndarray:
+    """Latents [B, C, T, H, W] of ``frames`` frames -> the first ``keep`` of them, uint8 [B, keep, H, W, 3].
+
+    By `VideoDecoder` where the codec is one over `AutoencoderKL`, by the codec's own ``decode`` where it is another.
+    """
+    if hasattr(codec, "temporal_vae"):
+        decoder = VideoDecoder(codec, options)
+        return np.stack([torch.cat(list(decoder.stream(one, frames, keep=keep))).numpy() for one in latents])
+    with torch.no_grad():
+        video = codec.decode(latents, frames)[:, :, :keep]
+        pixels = ((video.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return pixels.permute(0, 2, 3, 4, 1).cpu().numpy()
 
 
 def attempt(call: Callable[[], Tensor]) -> Tensor | None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from javis.decode import DecodeOptions, VideoDecoder
+from javis.decode import DecodeOptions, VideoDecoder, decode_frames
 from javis.decode import video as module
 from javis.decode.video import to_bytes
 from javis.errors import FailedError, UsageError
@@ -187,3 +188,26 @@ def test_it_runs_without_values() -> None:
     with torch.device("meta"):
         y = VideoDecoder(make_codec(torch.float32).to("meta")).decode(latents(20, 2, 3).to("meta"), 20)
     assert y.shape == (1, 3, 20, 16, 24) and y.device.type == "meta"
+
+
+def test_frames_that_are_not_kept_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    from javis.model.video_vae import OpenSoraVideoCodec, OpenSoraVideoCodecConfig
+
+    codec = OpenSoraVideoCodec(OpenSoraVideoCodecConfig.toy()).requires_grad_(False)
+    randomise(codec)
+    z = latents(34, 2, 3, batch=2)
+    expected = to_bytes(codec.decode(z, 34)[:, :, :30].transpose(1, 2).flatten(0, 1)).unflatten(0, (2, 30))
+    memory = Memory(monkeypatch, 100)
+    frames = decode_frames(codec, z, 34, 30, DecodeOptions(frames_at_once=10))
+    assert memory.tried == [10] * 6
+    assert frames.dtype == np.uint8 and frames.shape == (2, 30, 16, 24, 3)
+    assert np.abs(frames.astype(int) - expected.numpy()).max() <= 1
+    assert VideoDecoder(codec).decode(z, 34, keep=30).shape == (2, 3, 30, 16, 24)
+
+
+def test_linear_codecs_decode_themselves() -> None:
+    codec = PatchVideoCodec(PatchTransformConfig(channels=3, patch=(1, 2, 2), coefficients=4)).requires_grad_(False)
+    z = torch.randn(2, 4, 5, 3, 2, generator=torch.Generator().manual_seed(0))
+    frames = decode_frames(codec, z, 5, 4)
+    expected = ((codec.decode(z, 5) + 1) * 127.5).round().byte()[:, :, :4].permute(0, 2, 3, 4, 1)
+    assert np.array_equal(frames, expected.numpy())
