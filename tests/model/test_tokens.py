@@ -149,6 +149,9 @@ def test_what_is_wrong_with_a_folder_or_a_caption(tmp_path: Path, spiece: Path) 
     (tmp_path / "spiece.model").write_bytes(b"no vocabulary")
     with pytest.raises(UsageError, match="not usable"):
         load_tokenizer(tmp_path, kind="T5Tokenizer", **ENCODER)
+    (tmp_path / "hash_tokenizer.json").write_text('{"length": 3}')
+    with pytest.raises(UsageError, match="not usable"):
+        load_tokenizer(tmp_path, kind="T5Tokenizer", **ENCODER)
     for content in (b"", b"title\none two three\n", b"\x1f\x8bno", b"\xff\xfe\xfd"):
         (tmp_path / "bpe").write_bytes(content)
         with pytest.raises(UsageError, match="vocabulary"):

@@ -107,7 +107,16 @@ class HashTokenizer:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> HashTokenizer:
-        return cls(**json.loads((Path(folder) / "hash_tokenizer.json").read_text(encoding="utf-8")))
+        """Inverse of :meth:`save`.
+
+        Raises:
+            UsageError: the file is missing or damaged.
+        """
+        file = Path(folder) / "hash_tokenizer.json"
+        try:
+            return cls(**json.loads(file.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise UsageError(f"{str(file)!r} is not usable ({error}); write it again with --random-weights") from error
 
 
 def load_tokenizer(folder: str | os.PathLike[str], *, length: int, pad_id: int, kind: str) -> Tokenizer:
