@@ -183,11 +183,6 @@ class OpenSoraVideoCodec(nn.Module):
             self._normalised[device] = vae.to(device).eval()
         return self._normalised[device]
 
-    def _apply(self, fn: Any, recurse: bool = True) -> OpenSoraVideoCodec:
-        self._normalised.clear()  # made again where the weights go
-        super()._apply(fn, recurse)
-        return self
-
     def latent_sizes(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
         """(T, H, W) of the latents; pixels beyond a multiple of 8 are lost."""
         t, h, w = self.temporal_vae.latent_size((frames, height, width), space_factor=self.config.image.factor)

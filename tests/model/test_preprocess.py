@@ -70,6 +70,7 @@ def test_rule(name: str) -> None:
 
 def test_text_is_repaired_and_entities_are_resolved_twice() -> None:
     assert fix_text("  schÃ¶n &amp;lt; 3 ") == "schön < 3"
+    assert fix_text("< &amp;lt; 3") == "< < 3"  # text with tags: ftfy leaves entities alone
 
 
 def test_tags_and_encoded_characters_go() -> None:

@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import tokenizers
 import torch
 
 from javis.errors import UsageError
@@ -104,8 +105,13 @@ def test_clip_tokens_follow_the_merges(tmp_path: Path, zipped: bool) -> None:
         assert mask[i].sum() == len(expected)
     long_ids, long_mask = tokenizer(["dog " * 100])
     assert long_mask.all() and long_ids[0, 0] == start and long_ids[0, -1] == end and (long_ids[0, 1:-1] < start).all()
-    emoji = bytes("🎉", "utf-8")  # a byte has the character of the same place in the vocabulary
-    assert len(emoji) == 4 and tokenizer(["🎉"])[1].sum() == 6
+    # Bytes that are printable in Latin-1 come first, in order; the others follow, the last of them 0xAD.
+    first = sorted(vocabulary, key=vocabulary.__getitem__)[:256]
+    assert first[94:96] == ["¡", "¢"] and first[105:107] == ["¬", "®"] and first[188] == "Ā" and first[255] == "Ń"
+    assert set(first) == set(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    for text, size in (("🎉", 4), ("\u00ad\u042d", 4), ("\x01\x7f", 2)):  # unknown pieces would become end marks
+        ids, mask = tokenizer([text])
+        assert mask.sum() == size + 2 and end not in ids[0, 1 : size + 1]
 
 
 def test_saving_and_loading_changes_nothing(tmp_path: Path, spiece: Path) -> None:
