@@ -12,7 +12,7 @@ import html
 import re
 import urllib.parse
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from javis.errors import UsageError
 from javis.model.encoders.tokens import check_captions
@@ -31,7 +31,8 @@ _DASHES = (
 _URL_HINT = r"https?:|www:|\.(?:com|co|ru|net|org|edu|gov|it)"
 
 
-class Rule(NamedTuple):
+@dataclass(frozen=True)
+class Rule:
     """Replace what matches a pattern."""
 
     about: str
