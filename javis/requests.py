@@ -39,6 +39,8 @@ def check_request(request: ClipRequest) -> None:
     """Raise `UsageError` for what no checkpoint can make. The checkpoint's own limits are checked when it is loaded."""
     if not request.prompt.strip():
         raise UsageError(f"the prompt is empty; expected a text {EXAMPLE}")
+    if not _is_text(request.prompt):
+        raise UsageError(f"the prompt is not text in UTF-8; expected a text {EXAMPLE}")
     if len(request.prompt) > MAX_PROMPT:
         raise UsageError(f"prompt of {len(request.prompt)} characters; expected at most {MAX_PROMPT}")
     if not 0 <= request.seed <= MAX_SEED:
@@ -61,6 +63,11 @@ class Table(NamedTuple):
 
     requests: list[ClipRequest]
     faults: list[Fault]
+
+
+def _is_text(text: str) -> bool:
+    """False for bytes that are no UTF-8, which Python has smuggled into ``text`` as surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def read_requests(path: Path, *, seed: int = 0, steps: int | None = None, seconds: float | None = None) -> Table:
@@ -105,11 +112,9 @@ def _read_rows(path: Path) -> list[tuple[int, Mapping[str, str] | str]]:
     "prompt" stands for either name of that column.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = path.read_bytes().decode("utf-8-sig", errors="surrogateescape")  # a bad byte spoils its row only
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}; expected a CSV file") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"{path} is not text in UTF-8; expected a CSV file with a column 'prompt' or 'text'") from None
     if "\0" in text:
         raise UsageError(f"{path} holds zero bytes; expected a CSV file with a column 'prompt' or 'text'")
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
@@ -130,6 +135,8 @@ def _read_rows(path: Path) -> list[tuple[int, Mapping[str, str] | str]]:
             row: Mapping[str, str] | str = dict(zip(header, cells, strict=False))
             if len(cells) > len(header):
                 row = f"{len(cells)} cells under {len(header)} columns; put a prompt with a comma in double quotes"
+            if not all(map(_is_text, cells)):
+                row = "the row is not text in UTF-8; save the file in UTF-8"
             rows.append((reader.line_num, row))
             if len(rows) > MAX_ROWS:
                 raise UsageError(f"{path} has more than {MAX_ROWS} rows; split it")

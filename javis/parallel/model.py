@@ -148,8 +148,13 @@ class ParallelJavisDiT(nn.Module):
             "audio": self._shard("audio", audio, self.model.embed.audio.grid(audio), self.shard_audio),
         }
         share = _Share(rows, row, **shards, condition=shard_condition(condition, row, **shards))
-        self._last = (weakref.ref(condition), share)
+        self._last = (weakref.ref(condition, self._forget), share)
         return share
+
+    def _forget(self, condition: weakref.ref[Conditioning]) -> None:
+        """The clip is done: its share views the same memory."""
+        if self._last is not None and self._last[0] is condition:
+            self._last = None
 
     def _shard(self, stream: str, sizes: tuple[int, ...], grid: tuple[int, ...], divided: bool) -> Shard:
         ranks, rank = self.seq.size(), self.seq.rank()

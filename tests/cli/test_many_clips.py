@@ -39,7 +39,7 @@ def clips(names: str) -> set[str]:
 
 def write_rows(*more: str, names: str = "abcde") -> None:
     rows = [f"{name},{prompt},{seed}" for name, prompt, seed in ROWS if name in names]
-    Path("many.csv").write_text("\n".join(["id,text,seed", *rows, *more, ""]))
+    Path("many.csv").write_text("\n".join(["id,text,seed", *rows, *more, ""]), encoding="utf-8")
 
 
 def run_many(*arguments: str) -> int:
@@ -52,17 +52,19 @@ def run_many(*arguments: str) -> int:
 def test_bad_rows_are_skipped_and_reported(
     pipe: RenderingPipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bad = ["f,a red dragon,8", "g,,9", "h,a red ball,-1", "a,a red ball,2", "i,a red ball,2,3"]
+    bad = ["f,a red dragon,8", "g,,9", "h,a red ball,-1", "a,a red ball,2", "i,a red ball,2,3", "j,a red b\xe4ll,2"]
     write_rows(*bad, names="abc")
+    Path("many.csv").write_bytes(Path("many.csv").read_text(encoding="utf-8").encode("latin-1"))
     assert run_many() == 1
     said = capsys.readouterr()
-    assert len(said.err.splitlines()) == 1 and said.err.startswith("javis: many.csv: skipped 5 unusable rows: line 5: ")
+    assert len(said.err.splitlines()) == 1 and said.err.startswith("javis: many.csv: skipped 6 unusable rows: line 5: ")
     assert "unknown word(s) 'dragon'" in said.err and "see many/_skipped.json" in said.err
-    assert "skipped 5 unusable rows" in said.out, "said before the work, too"
+    assert "skipped 6 unusable rows" in said.out, "said before the work, too"
     assert files(tmp_path) == {"many.csv", "many/_skipped.json"} | clips("abc")
     listed = json.loads(Path("many/_skipped.json").read_text())["rows"]
-    assert [row["line"] for row in listed] == [5, 6, 7, 8, 9]
-    for row, message in zip(listed, ("dragon", "is empty", "seed -1", "already on line 2", "4 cells"), strict=True):
+    assert [row["line"] for row in listed] == [5, 6, 7, 8, 9, 10]
+    messages = ("dragon", "is empty", "seed -1", "already on line 2", "4 cells", "not text in UTF-8")
+    for row, message in zip(listed, messages, strict=True):
         assert message in row["error"]
 
     made = pipe.made
@@ -268,7 +270,7 @@ def test_arrays_of_the_same_clips_whatever_the_share_and_batch(tmp_path: Path, m
     write_rows(names="abcd")
     made: dict[tuple[int, int], dict[str, tuple[np.ndarray, np.ndarray]]] = {}
 
-    for world, size in ((1, 1), (1, 3), (2, 3)):
+    for world, size in ((1, 1), (1, 3), (2, 1), (2, 3)):
         found = made[world, size] = {}
 
         def keep(batch: Any, index: int, out: Path, *_: Any, found: dict[str, Any] = found, **__: Any) -> str:
@@ -288,3 +290,5 @@ def test_arrays_of_the_same_clips_whatever_the_share_and_batch(tmp_path: Path, m
             # Matrix products of other sizes round differently, so a value may fall to the next of 256 levels.
             assert levels.max() <= 1 and (levels > 0).mean() < 1e-3
             np.testing.assert_allclose(found[name][1], audio, atol=1e-4)
+    for name, (video, audio) in made[2, 1].items():  # the same batches
+        assert np.array_equal(video, reference[name][0]) and np.array_equal(audio, reference[name][1])

@@ -184,6 +184,7 @@ def test_a_failure_while_writing_leaves_no_file(
     [
         ([""], "the prompt is empty"),
         ([" \n\t"], "the prompt is empty"),
+        (["a red b\udce4ll"], "the prompt is not text in UTF-8"),
         (["ball " * 2000], "prompt of 10000 characters; expected at most 1000"),
         (["--"], "expected either a prompt"),
         ([], "expected either a prompt"),

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import faulthandler
 import sys
+import weakref
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from javis.parallel import ParallelJavisDiT, make_mesh
-from tests.parallel.cases import CASES, REFUSED
+from tests.parallel.cases import CASES, REFUSED, SEEDS
 
 
 def main(folder: Path) -> None:
@@ -25,8 +27,23 @@ def main(folder: Path) -> None:
         result = case.run(ParallelJavisDiT(model, mesh, shard_audio=case.shard_audio))
         alone = case.run(model) if case.alone else None  # with the hooks in place, which must do nothing now
         torch.save({"together": tuple(result), "alone": alone and tuple(alone)}, folder / f"{name}-{RANK}.pt")
+    torch.save(interleaved(), folder / f"interleaved-{RANK}.pt")
     torch.save(refusals(), folder / f"refusals-{RANK}.pt")
     dist.destroy_process_group()
+
+
+def interleaved() -> dict[str, Any]:
+    """Two clips in turn on one model, and what is kept of them when they are done."""
+    case = CASES["cfg and seq"]
+    together = ParallelJavisDiT(case.model(), make_mesh(case.cfg, case.seq))
+    clips = [case.inputs(seed) for seed in SEEDS]
+    conditions = [together.condition(**told) for _, told in clips]
+    found = {}
+    for turn in (0, 1, 0):
+        found[str(turn)] = tuple(together.denoise(**clips[turn][0], condition=conditions[turn]))
+    gone = weakref.ref(conditions[0].layers[0].text[0].k)
+    conditions.clear()
+    return found | {"kept": gone() is not None or together._last is not None}
 
 
 def refusals() -> dict[str, str]:
