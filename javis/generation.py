@@ -13,6 +13,7 @@ import torch
 from javis.durations import ClipLength, clip_length
 from javis.errors import UsageError
 from javis.frame_size import FrameSize, frame_size
+from javis.model.codecs import VideoCodec
 from javis.requests import MAX_PROMPT, MAX_STEPS
 from javis.sample import Guidance, Order
 
@@ -37,8 +38,7 @@ class Settings:
 def check_settings(
     description: Mapping[str, Any],
     *,
-    window: int,
-    multiple: int,
+    grid: tuple[int, int],
     seconds: float | None,
     fps: float | None,
     resolution: str | None,
@@ -54,8 +54,8 @@ def check_settings(
 
     Args:
         description: of the checkpoint, with "clip" and "sampling".
-        window: frames of the video codec's windows. multiple: pixels of a latent. The rest: as in
-            :meth:`javis.pipeline.JavisPipeline.__call__`.
+        grid: of the video codec (:func:`codec_grid`).
+        seconds and the rest: as in :meth:`javis.pipeline.JavisPipeline.__call__`.
 
     Raises:
         UsageError: an unusable argument.
@@ -79,6 +79,7 @@ def check_settings(
     if unknown := sorted(named - set(get_args(Ablation))):
         raise UsageError(f"unknown ablation {', '.join(map(repr, unknown))}; expected prior, bidirectional")
     clip = description["clip"]
+    window, multiple = grid
     size = clip_size(clip, resolution, ratio, multiple=multiple)
     if "size" in clip and fps is not None and fps != clip["fps"]:
         raise UsageError(f"this checkpoint makes {clip['fps']} frames a second, so fps cannot be {fps}")
@@ -98,6 +99,11 @@ def check_settings(
         ablate=named,
         batch_size=batch_size,
     )
+
+
+def codec_grid(codec: VideoCodec) -> tuple[int, int]:
+    """Frames that a video codec codes together, and pixels of a latent along each side; (1, 1) if it does not say."""
+    return int(getattr(codec, "frame_window", 1)), int(getattr(codec, "space_factor", 1))
 
 
 def seconds_range(description: Mapping[str, Any]) -> tuple[float, float]:

@@ -29,6 +29,7 @@ from javis.generation import (
     choose_seeds,
     clip_noise,
     clip_size,
+    codec_grid,
     full_captions,
     seconds_range,
 )
@@ -90,7 +91,7 @@ class JavisPipeline:
     @property
     def frame_size(self) -> FrameSize:
         """Size of the pictures, if no other is asked for."""
-        return clip_size(self.description["clip"], None, None, multiple=self._multiple)
+        return clip_size(self.description["clip"], None, None, multiple=codec_grid(self.video_codec)[1])
 
     @property
     def size(self) -> int:
@@ -101,14 +102,6 @@ class JavisPipeline:
     def random_weights(self) -> bool:
         """Whether the weights were never trained, so that the clips mean nothing."""
         return bool(self.description.get("random_weights", False))
-
-    @property
-    def _window(self) -> int:
-        return int(getattr(self.video_codec, "frame_window", 1))
-
-    @property
-    def _multiple(self) -> int:
-        return int(getattr(self.video_codec, "space_factor", 1))
 
     # -- loading, saving, moving --------------------------------------------------------------------------------------
 
@@ -382,9 +375,9 @@ class JavisPipeline:
         if not prompts:
             raise UsageError("no prompt was given; expected a text such as 'a red ball bounces on the left'")
         asked = check_settings(
-            self.description, window=self._window, multiple=self._multiple, seconds=seconds, fps=fps,
-            resolution=resolution, ratio=ratio, steps=steps, guidance=guidance, audio_guidance=audio_guidance,
-            order=order, ablate=ablate, batch_size=batch_size,
+            self.description, grid=codec_grid(self.video_codec), seconds=seconds, fps=fps, resolution=resolution,
+            ratio=ratio, steps=steps, guidance=guidance, audio_guidance=audio_guidance, order=order, ablate=ablate,
+            batch_size=batch_size,
         )  # fmt: skip
         seeds = choose_seeds(seed, generator, len(prompts))
         captions = self.captions(prompts)
