@@ -167,6 +167,30 @@ def ladder_sections(rows: list[Row]) -> str:
     return text
 
 
+def end_to_end_sections(rows: list[Row]) -> str:
+    """From the prompt to the file: newest row of each clip, number of steps and rung, a table for each device."""
+    newest = {(r["device"], r["size"], r["clip"], r["steps"], r["rung"]): r for r in rows}
+    text = ""
+    for device in dict.fromkeys(device for device, *_ in newest):
+        mine = {key: r for key, r in newest.items() if key[0] == device}
+        stages = list(next(iter(mine.values()))["stages"])
+        cells = []
+        for (_, size, clip, steps, rung), r in mine.items():
+            cut = "all" if r["multiplied_by"] == 1 else f"{r['measured_steps']}, x {r['multiplied_by']:g}"
+            peaks = [(r["stages"][s]["peak_gb"], r["stages"][s]["planned_gb"]) for s in stages]
+            known = [(peak, planned) for peak, planned in peaks if peak and planned]
+            most = max(known, default=None)
+            cells.append([size, clip, steps, rung, *(r["stages"][s]["s_p50"] for s in stages), r["s_p50"], cut])
+            cells[-1] += [f"{most[0]} / {most[1]}" if most else "-"]
+        header = ["size", "clip", "steps", "rung", *(f"{s} s" for s in stages), "all s", "steps measured"]
+        header += ["GB measured / planned"]
+        about = "random weights, batch 1, medians"
+        about += f"; {where(list(mine.values())[-1])}"
+        text += f"\n## From the prompt to the file\n\n`python -m benchmarks.end_to_end`: {about}.\n\n"
+        text += table(header, cells)
+    return text
+
+
 def sampling_section(rows: list[Row]) -> str:
     """Seconds per stage of one clip from the command line."""
     newest = {(row.get("ops", "reference"), row["steps"], row["guidance"], row["threads"]): row for row in rows}
@@ -288,6 +312,7 @@ def page(rows: list[Row]) -> str:
             "layer_step",
             "ladder",
             "decode",
+            "end_to_end",
         )
     }
     return "".join(
@@ -302,6 +327,7 @@ def page(rows: list[Row]) -> str:
             layer_section(benches["layer_step"]),
             ladder_sections(benches["ladder"]),
             decode_sections(benches["decode"]),
+            end_to_end_sections(benches["end_to_end"]),
             kernel_sections([row for row in rows if "op" in row]),
         )
     )

@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 if not (ROOT / "benchmarks/gpu/__main__.py").is_file():
     pytest.skip("needs a source tree", allow_module_level=True)
-from benchmarks import decode, ladder  # noqa: E402
+from benchmarks import decode, end_to_end, ladder  # noqa: E402
 from benchmarks.gpu import __main__ as driver  # noqa: E402
 from benchmarks.gpu import calls, measure, probe, report, sections  # noqa: E402
 from benchmarks.gpu.sections import ORDER, Context, Step  # noqa: E402
@@ -127,6 +127,7 @@ def test_commands_on_a_gpu_have_the_options_they_are_given(tmp_path: Path) -> No
     parsers = {
         "benchmarks.decode": decode.parser(),
         "benchmarks.ladder": ladder.parser(),
+        "benchmarks.end_to_end": end_to_end.parser(),
         "benchmarks.gpu.calls": calls.parser(),
         "benchmarks.gpu.measure": measure.parser(),
     }
@@ -156,7 +157,9 @@ def test_what_is_missing_leaves_out_what_needs_it(tmp_path: Path) -> None:
     for name in ("tests", "sanitizer", "build", "report"):
         reasons = [step.skip for step in sections.steps(name, bare) if step.skip]
         assert reasons, name
-    assert not any(step.skip for name in ("kernels", "model") for step in sections.steps(name, bare))
+    skipped = [step for name in ("kernels", "model") for step in sections.steps(name, bare) if step.skip]
+    assert [step.name for step in skipped] == ["end to end 512x512", "end to end 720p", "end to end 240p"]
+    assert all("diffusers" in str(step.skip) and "javis[full]" in str(step.skip) for step in skipped)
     assert "missing: the section `tests`" in probe.describe(bare.facts)
 
 

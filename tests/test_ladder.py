@@ -17,7 +17,7 @@ if not (ROOT / "benchmarks/ladder.py").is_file():
     pytest.skip("needs a source tree", allow_module_level=True)
 from benchmarks import fp8, ladder, rungs  # noqa: E402
 from javis.model.ops import ModelOps  # noqa: E402
-from javis.plan import PlanArgs, plan  # noqa: E402
+from javis.plan import PlanArgs, counts  # noqa: E402
 
 QUICK = ["--quick", "--device", "cpu", "--repeats", "2", "--sample-seconds", "0.001", "--steps", "3", "1"]
 
@@ -159,7 +159,7 @@ def test_the_clips_are_those_of_the_plan() -> None:
     for name, tokens in (("240p", 15 * 405), ("512x512", 15 * 1024), ("720p", 15 * 3600)):
         clip = rungs.official_clip(name)
         assert (clip.grid.video, clip.grid.audio, clip.config.depth) == (tokens, 224, 28)
-        assert plan(PlanArgs(resolution=name))["tokens"]["video"] == tokens
+        assert counts(PlanArgs(resolution=name))["tokens"]["video"] == tokens
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.sections import ORDER
-from benchmarks.tables import decode_sections, kernel_sections, ladder_sections, table
+from benchmarks.tables import decode_sections, end_to_end_sections, kernel_sections, ladder_sections, table
 
 ROOT = Path(__file__).resolve().parents[2]
 Row = dict[str, Any]
@@ -122,6 +122,7 @@ def page(rows: Sequence[Row], state: Path | None) -> str:
         text += "\n## Bars\n\n" + table(["what", "goal", "measured", "reached"], found)
     text += ladder_sections([row for row in rows if row.get("bench") == "ladder"])
     text += decode_sections([row for row in rows if row.get("bench") == "decode"])
+    text += end_to_end_sections([row for row in rows if row.get("bench") == "end_to_end"])
     text += kernel_sections([row for row in rows if "op" in row])
     ended = sections_table(state) if state is not None else ""
     return text + (f"\n## Sections\n\n{ended}" if ended else "")

@@ -303,7 +303,7 @@ class FinalLayer(nn.Module):
             y = torch.where(keep, y.unflatten(1, (frames, -1)), twice.unflatten(1, (frames, -1))).flatten(1, 2)
         if not self.wide:
             return self.linear(y)
-        with torch.autocast(y.device.type, enabled=False):
+        with torch.autocast("cpu" if y.is_meta else y.device.type, enabled=False):
             bias = None if self.linear.bias is None else self.linear.bias.float()
             return F.linear(y.float(), self.linear.weight.float(), bias)
 
