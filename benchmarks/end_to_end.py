@@ -6,9 +6,11 @@
 Stages: text, prior, condition, denoise, video_decode, audio_decode, mux (the writing of the mp4). Rungs:
 
 upstream  the official computation of the model (benchmarks/baselines/upstream_equivalent.py), which conditions in every
-          step; encoders and decoders of the libraries
+          step
 eager     the de-duplicated model, priors folded, in plain PyTorch
 fused     on our kernels
+
+Encoders and decoders are the pipeline's in every rung (benchmarks/decode.py compares the decodes of the video).
 
 Weights are random and shared by all rungs; the same call of the pipeline is timed that users make. Rungs take turns. A
 denoising that would take longer than ``--sample-seconds`` is cut to fewer steps and its time multiplied; the row says
