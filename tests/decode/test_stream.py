@@ -120,6 +120,7 @@ def test_a_failing_encoder_stops_the_decode(tmp_path: Path, monkeypatch: pytest.
     ("change", "message"),
     [
         ({"frames": 50}, "got 51 frames"),
+        ({"chunks": [VIDEO, VIDEO, VIDEO]}, "got 102 frames or more for a clip of 51"),
         ({"frames": 52, "audio": lambda: clicks(34667, 16000, [0])}, "got 51 frames for a clip of 52"),
         ({"frames": 0}, "at least one frame, got 0"),
         ({"chunks": []}, "got 0 frames"),

@@ -82,14 +82,19 @@ def test_bytes_round_to_nearest_and_stay_in_range() -> None:
 class Memory:
     """A device that holds so many frames at once; what was tried."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, frames: float, rows: int = 10**6) -> None:
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, frames: float, rows: int = 10**6, then: float | None = None
+    ) -> None:
+        """``then``: frames that fit once a call has succeeded."""
         self.tried: list[Any] = []
+        self.frames = frames
         whole, banded = module.decode_whole, module.BandedDecoder
 
         def decode_whole(steps: Any, features: Tensor, norm: Any) -> Tensor:
             self.tried.append(len(features))
-            if len(features) > frames:
+            if len(features) > self.frames:
                 raise torch.OutOfMemoryError("CUDA out of memory")
+            self.frames = self.frames if then is None else then
             return whole(steps, features, norm)
 
         def make(steps: Any, *, rows: int, storage: Any) -> Any:
@@ -128,6 +133,15 @@ def test_out_of_memory_for_one_frame_goes_to_bands(monkeypatch: pytest.MonkeyPat
     choose(monkeypatch, 2)
     torch.testing.assert_close(VideoDecoder(codec).decode(z, 2), expected, rtol=1e-10, atol=1e-10)
     assert memory.tried == [2, 1, (64, "device"), (64, "host"), (16, "host"), (16, "host")]
+
+
+def test_what_is_decoded_stays_when_the_memory_runs_out_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    codec, z = make_codec(), latents(5, 2, 2).double()
+    expected = VideoDecoder(codec).decode(z, 5)
+    memory = Memory(monkeypatch, 2, then=0.5)
+    choose(monkeypatch, 2)
+    torch.testing.assert_close(VideoDecoder(codec).decode(z, 5), expected, rtol=1e-10, atol=1e-10)
+    assert memory.tried == [2, 2, 1, (64, "device"), (64, "device"), (64, "device")]
 
 
 def test_out_of_memory_for_bands_and_for_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
