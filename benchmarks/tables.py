@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -299,6 +300,38 @@ def decode_sections(rows: list[Row]) -> str:
     return text
 
 
+def fp8_section(rows: list[Row]) -> str:
+    """What FP8 does to clips and which layers suffer most: the newest row of each model and bound."""
+    newest = {(row["model"], row["bound"]): row for row in rows}
+    if not newest:
+        return ""
+    clips = [
+        [
+            name, r["clips"], r["bf16_from_float32"], r["fp8_from_bf16"], r["bound"],
+            f"{len(r['kept'])} of {len(r['layers'])}", f"{r['kept_share_of_work']:.0%}", r["kept_from_bf16"],
+        ]
+        for (name, _), r in newest.items()
+    ]  # fmt: skip
+    kinds: list[list[object]] = []
+    for name, r in {name: r for (name, _), r in newest.items()}.items():
+        found: dict[str, list[float]] = {}
+        for layer, error in r["layers"].items():
+            found.setdefault(".".join(layer.split(".")[2:]), []).append(error)
+        worst = sorted(found.items(), key=lambda item: -max(item[1]))[:8]
+        kinds += [[name, kind, f"{max(errors):.3g}", f"{median(errors):.3g}"] for kind, errors in worst]
+    one = next(reversed(newest.values()))
+    title = (
+        "\n## FP8 linears\n\n"
+        f"`python -m benchmarks.fp8_errors`: latents after {one['steps']} steps, relative RMS, "
+        f"the worse of picture and sound; products emulated; {where(one)}. The layers with the largest errors stay in "
+        "bfloat16, as many as it takes. `toy` has random weights.\n\n"
+    )
+    header = ["model", "clips", "bf16 from float32", "FP8 from bf16", "bound", "layers kept", "of the work"]
+    header.append("then from bf16")
+    between = "\nOne layer in FP8, the rest in float32: error of the velocity, the eight worst kinds.\n\n"
+    return title + table(header, clips) + between + table(["model", "layer", "worst", "median over depth"], kinds)
+
+
 def page(rows: list[Row]) -> str:
     """The whole page."""
     benches = {
@@ -313,6 +346,7 @@ def page(rows: list[Row]) -> str:
             "ladder",
             "decode",
             "end_to_end",
+            "fp8_errors",
         )
     }
     return "".join(
@@ -328,6 +362,7 @@ def page(rows: list[Row]) -> str:
             ladder_sections(benches["ladder"]),
             decode_sections(benches["decode"]),
             end_to_end_sections(benches["end_to_end"]),
+            fp8_section(benches["fp8_errors"]),
             kernel_sections([row for row in rows if "op" in row]),
         )
     )

@@ -113,7 +113,7 @@ def _latents(
         audio = clip_noise((config.audio_channels, *condition.audio_sizes), seeds, 2, pipe.device)
     with stage(pipe, "denoise", spent):
         video, audio = sample_in_order(
-            pipe.model,
+            pipe.model if pipe.denoiser is None else pipe.denoiser,
             video,
             audio,
             condition,

@@ -147,16 +147,18 @@ def loader(folder: Path | None, attribute: str) -> Load | None:
 
 def cached_encoders(pipe: JavisPipeline, folder: str | os.PathLike[str]) -> dict[str, TextEncoder]:
     """The text encoders of a pipeline behind a cache on disk, as ``JavisPipeline.cache_conditions`` needs them."""
-    from javis.condition_cache import CachedTextEncoder, ConditionCache, component_identity  # type: ignore[import-not-found]
+    from javis.condition_cache import CachedTextEncoder, ConditionCache, component_identity
 
     if pipe.folder is None:
         raise UsageError("a condition cache needs a full-size checkpoint folder, which tells one encoder from another")
-    cache, made = ConditionCache(folder), {}
-    for name in ("text_encoder", "prior_text_encoder"):
+    cache = ConditionCache(folder)
+    made: dict[str, TextEncoder] = {}
+    told_by = {"text_encoder": ("text_encoder", "tokenizer"), "prior_text_encoder": ("prior_text_encoder",)}
+    for name, folders in told_by.items():
         encoder = getattr(pipe, name)
-        made[name] = CachedTextEncoder(
-            encoder, cache, identity=component_identity(pipe.folder / name), dtype=component_dtype(encoder)
-        )
+        parts = [pipe.folder / part for part in folders if (pipe.folder / part).is_dir()]
+        identity = "-".join(map(component_identity, parts))
+        made[name] = CachedTextEncoder(encoder, cache, identity=identity, dtype=component_dtype(encoder))
     return made
 
 

@@ -39,7 +39,7 @@ from javis.model.ops import ModelOps
 from javis.model.prior import PriorEstimator, Priors
 from javis.model.text import TextEncoder
 from javis.residency import Policy, Residency
-from javis.sample import Order
+from javis.sample import Denoiser, Order
 
 StepCallback = Callable[["JavisPipeline", int, float, dict[str, Tensor]], "dict[str, Tensor] | None"]
 
@@ -52,6 +52,7 @@ class JavisPipeline:
             ``prior_text_encoder`` is None where the priors are estimated from ``text_encoder``'s hidden states.
         description: defaults of clips and sampling, as in ``config.json`` or ``model_index.json``.
         device: where it runs.
+        denoiser: stands in for the model in the denoise loop (:mod:`javis.acceleration`); None: the model itself.
         residency: moves components in and out of the device around the stages, if told to, and notes their peaks.
     """
 
@@ -79,6 +80,7 @@ class JavisPipeline:
         self.fps, self.sample_rate = clip["fps"], int(clip["sample_rate"])
         self.device = next(model.parameters()).device if device is None else device
         self.residency = Residency(self.device)
+        self.denoiser: Denoiser | None = None
         self._cached: dict[str, TextEncoder] = {}
         self.shows_progress = True
 

@@ -47,6 +47,14 @@ class PipelineArgs:
     """Components on the device: all, or those in use, the others in host memory (offload) or on disk (staged)."""
     ops: Literal["fused", "reference"] = "fused"
     """What the model runs on: the kernels of javis, or plain PyTorch."""
+    precision: Literal["bf16", "fp8", "fp8-te"] | None = None
+    """Of the diffusion model (default: --dtype). fp8: torch's products; fp8-te: Transformer Engine's. Need a GPU."""
+    compile: bool = False
+    """torch.compile of what lies between the kernels. The first clip of a size takes minutes longer."""
+    cuda_graphs: bool = False
+    """Replay each denoising step as one CUDA graph."""
+    condition_cache: Path | None = None
+    """Folder where the hidden states of captions are kept, so that a caption is encoded once (full size only)."""
 
 
 def parse_resolution(text: str) -> tuple[int, int]:
@@ -133,6 +141,8 @@ def identity(args: PipelineArgs, full: bool) -> dict[str, Any]:
         facts |= {"random_weights": True, "size": args.size}
     if args.negative_prompt is not None:
         facts["negative_prompt"] = args.negative_prompt
+    if args.precision is not None:
+        facts["precision"] = args.precision
     return facts
 
 
@@ -161,6 +171,8 @@ def load_pipeline(args: PipelineArgs) -> JavisPipeline:
     from javis.model.ops import ModelOps
     from javis.pipeline import JavisPipeline
 
+    if args.precision is not None or args.cuda_graphs:
+        _check_speed(args)
     ops = ModelOps.fused() if args.ops == "fused" else ModelOps()
     options: dict[str, Any] = {"ops": ops}
     if args.device is not None:
@@ -170,8 +182,32 @@ def load_pipeline(args: PipelineArgs) -> JavisPipeline:
     if not args.random_weights:
         if args.residency != "all":
             options["residency"] = args.residency
-        return JavisPipeline.from_pretrained(args.checkpoint, **options)
+        return _accelerated(args, JavisPipeline.from_pretrained(args.checkpoint, **options))
     pipe = JavisPipeline.with_random_weights(args.size, **options)
     if args.residency != "all":
         pipe.set_residency(args.residency)
-    return pipe
+    return _accelerated(args, pipe)
+
+
+def _check_speed(args: PipelineArgs) -> None:
+    """Refuse before anything is loaded what cannot run on the device."""
+    from javis.components import choose_device
+    from javis.precision import why_not
+    from javis.sample.graph import CudaGraphs
+
+    full = args.random_weights or args.checkpoint != "demo"  # the built-in model stays on the CPU unless told
+    device = choose_device(args.device if full or args.device is not None else "cpu")
+    if args.precision is not None and (reason := why_not(args.precision, device)) is not None:
+        raise UsageError(f"--precision {args.precision} {reason}")
+    if args.cuda_graphs and (reason := CudaGraphs().why_not(device)) is not None:
+        raise UsageError(f"--cuda-graphs {reason}; leave it out")
+
+
+def _accelerated(args: PipelineArgs, pipe: JavisPipeline) -> JavisPipeline:
+    if args.condition_cache is not None:
+        pipe.cache_conditions(args.condition_cache)
+    if args.precision is None and not args.compile and not args.cuda_graphs:
+        return pipe
+    from javis.acceleration import accelerate
+
+    return accelerate(pipe, precision=args.precision, compile_blocks=args.compile, cuda_graphs=args.cuda_graphs)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from javis.flow import NUM_TIMESTEPS, _spread, add_noise
 from javis.kernels.ops.flow_update.api import flow_update
-from javis.model.dit import Conditioning, JavisDiT, Velocity
+from javis.model.dit import Conditioning, Velocity
 
 
 class Guidance(NamedTuple):
@@ -21,6 +21,23 @@ class Guidance(NamedTuple):
 
 
 StepEnd = Callable[[int, float, Tensor, Tensor], "tuple[Tensor, Tensor] | None"]
+
+
+class Denoiser(Protocol):
+    """What predicts velocities: a `JavisDiT`, or what stands in for it (:mod:`javis.sample.graph`)."""
+
+    def denoise(
+        self,
+        video: Tensor,
+        audio: Tensor,
+        timestep: Tensor,
+        condition: Conditioning,
+        *,
+        video_mask: Tensor | None = None,
+        audio_mask: Tensor | None = None,
+    ) -> Velocity:
+        """See :meth:`javis.model.dit.JavisDiT.denoise`."""
+        ...
 
 
 class Step(NamedTuple):
@@ -46,7 +63,7 @@ def _masked_input(z: Tensor, mask: Tensor, active: Tensor, t: Tensor, noise: Ten
 
 @torch.no_grad()
 def sample(
-    model: JavisDiT,
+    model: Denoiser,
     video: Tensor,
     audio: Tensor,
     condition: Conditioning,
@@ -121,7 +138,7 @@ def _replaced(old: Tensor, new: Tensor) -> Tensor:
 
 
 def _predict(
-    model: JavisDiT,
+    model: Denoiser,
     video: Tensor,
     audio: Tensor,
     t: Tensor,

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from javis.flow import timesteps
-from javis.model.dit import Conditioning, JavisDiT
-from javis.sample.euler import Guidance, Step, StepEnd, sample
+from javis.model.dit import Conditioning
+from javis.sample.euler import Denoiser, Guidance, Step, StepEnd, sample
 
 Order = Literal["together", "sound_first"]
 
 
 def sample_in_order(
-    model: JavisDiT,
+    model: Denoiser,
     video: Tensor,
     audio: Tensor,
     condition: Conditioning,
