@@ -6,7 +6,7 @@ compile        + torch.compile of the blocks (28 layers share the code that is c
 fused          de-duplicated on our kernels with folded priors, no torch.compile
 fused_compile  fused + torch.compile of what lies between the kernels
 graph          + the whole step as one CUDA graph
-fp8            + FP8 linear layers (benchmarks/fp8.py)
+fp8            + FP8 linear layers (javis/precision.py); emulated where the quick run is on a CPU
 fp8_te         fused with FP8 linear layers of Transformer Engine, where it is installed
 
 All share one set of random weights, made on the device.
@@ -16,21 +16,22 @@ from __future__ import annotations
 
 import importlib.util
 import time
-import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.baselines.upstream_equivalent import as_upstream
-from benchmarks.fp8 import blocks, quantise_linears, te_linears
+from javis.compiled import compile_blocks
 from javis.kernels.ops.flow_update.api import flow_update
 from javis.model.config import JavisDiTConfig
 from javis.model.dit import JavisDiT, Velocity
 from javis.model.ops import ModelOps
 from javis.plan import Grid, PlanArgs, _official, official_latents, token_grid
+from javis.precision import apply_precision
+from javis.precision import why_not as why_no_precision
 
 RUNGS = ("upstream", "eager", "compile", "fused", "fused_compile", "graph", "fp8", "fp8_te")
 GUIDANCE = 7.0
@@ -94,41 +95,12 @@ def make_model(config: JavisDiTConfig, ops: ModelOps, weights: dict[str, Tensor]
     return model.eval().requires_grad_(False)
 
 
-def own_code(module: nn.Module, label: str) -> None:
-    """Give a module a ``forward`` of its own.
-
-    torch.compile keeps what it compiled with the code of a function and tries one variant after the other: without
-    this, rungs that share a class would make each other's calls slower.
-    """
-    kind = type(module)
-    forward: Any = kind.forward
-    copy = types.FunctionType(
-        forward.__code__.replace(co_name=f"forward_{label}"), forward.__globals__, forward.__name__,
-        forward.__defaults__, forward.__closure__,
-    )  # fmt: skip
-    copy.__kwdefaults__ = forward.__kwdefaults__
-    module.__class__ = type(f"{kind.__name__}_{label}", (kind,), {"forward": copy, "__module__": kind.__module__})
-
-
-def compile_blocks(model: JavisDiT, label: str, backend: str) -> None:
-    """torch.compile of every block; those in the same place of a layer share their code."""
-    made: dict[str, type[nn.Module]] = {}
-    for layer in model._layers:
-        for name, block in blocks(layer).items():
-            if name in made:
-                block.__class__ = made[name]
-            else:
-                own_code(block, f"{label}_{name}")
-                made[name] = type(block)
-            block.compile(backend=backend, dynamic=False)
-
-
 def why_not(rung: str, device: str) -> str | None:
     """Why a rung cannot run here, or None."""
+    if device == "cuda" and rung.startswith("fp8"):
+        return why_no_precision("fp8-te" if rung == "fp8_te" else "fp8", device)
     if rung == "fp8_te" and importlib.util.find_spec("transformer_engine") is None:
         return "transformer_engine is not installed"
-    if device == "cuda" and rung.startswith("fp8") and torch.cuda.get_device_capability() < (8, 9):
-        return "this GPU has no FP8 matrix products"
     return None
 
 
@@ -151,11 +123,11 @@ class Runner:
         if rung == "upstream":
             model = as_upstream(model)
         elif rung == "fp8":
-            model = quantise_linears(model)
+            model = apply_precision(model, "fp8", emulate=device != "cuda")
         elif rung == "fp8_te":
-            model = te_linears(model)
+            model = apply_precision(model, "fp8-te")
         if rung in ("compile", "fused_compile", "graph", "fp8"):
-            compile_blocks(model, f"{rung}_{'guided' if guided else 'plain'}", backend)
+            compile_blocks(model, backend=backend)
         self.model = model
         self.noise, self.told = inputs(clip, guided, device, next(iter(weights.values())).dtype)
         self.video, self.audio = (x.clone() for x in self.noise)

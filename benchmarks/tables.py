@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -167,6 +168,30 @@ def ladder_sections(rows: list[Row]) -> str:
     return text
 
 
+def end_to_end_sections(rows: list[Row]) -> str:
+    """From the prompt to the file: newest row of each clip, number of steps and rung, a table for each device."""
+    newest = {(r["device"], r["size"], r["clip"], r["steps"], r["rung"]): r for r in rows}
+    text = ""
+    for device in dict.fromkeys(device for device, *_ in newest):
+        mine = {key: r for key, r in newest.items() if key[0] == device}
+        stages = list(next(iter(mine.values()))["stages"])
+        cells = []
+        for (_, size, clip, steps, rung), r in mine.items():
+            cut = "all" if r["multiplied_by"] == 1 else f"{r['measured_steps']}, x {r['multiplied_by']:g}"
+            peaks = [(r["stages"][s]["peak_gb"], r["stages"][s]["planned_gb"]) for s in stages]
+            known = [(peak, planned) for peak, planned in peaks if peak and planned]
+            most = max(known, default=None)
+            cells.append([size, clip, steps, rung, *(r["stages"][s]["s_p50"] for s in stages), r["s_p50"], cut])
+            cells[-1] += [f"{most[0]} / {most[1]}" if most else "-"]
+        header = ["size", "clip", "steps", "rung", *(f"{s} s" for s in stages), "all s", "steps measured"]
+        header += ["GB measured / planned"]
+        about = "random weights, batch 1, medians"
+        about += f"; {where(list(mine.values())[-1])}"
+        text += f"\n## From the prompt to the file\n\n`python -m benchmarks.end_to_end`: {about}.\n\n"
+        text += table(header, cells)
+    return text
+
+
 def sampling_section(rows: list[Row]) -> str:
     """Seconds per stage of one clip from the command line."""
     newest = {(row.get("ops", "reference"), row["steps"], row["guidance"], row["threads"]): row for row in rows}
@@ -256,11 +281,73 @@ def layer_section(rows: list[Row]) -> str:
     return title + table(header, cells)
 
 
+def decode_sections(rows: list[Row]) -> str:
+    """Latents to frames: newest row of each clip, dtype and variant, a table for each device."""
+    newest = {(r["device"], r["clip"], r["dtype"], r["variant"], r["threads"]): r for r in rows}
+    text = ""
+    for device in dict.fromkeys(device for device, *_ in newest):
+        cells = []
+        for (of, clip, dtype, variant, _), r in newest.items():
+            if of == device:
+                size, peak = f"{r['frames']} x {r['height']} x {r['width']}", r["peak_bytes"]
+                cells.append([clip, size, dtype, variant, r["p20_s"], r["p50_s"], r["p80_s"], r["cpu_s"], r["tflop"]])
+                cells[-1] += [r["times_eager"], r["times_eager_cpu"], None if peak is None else f"{peak / 1e9:.2f}"]
+        one = [r for (of, *_), r in newest.items() if of == device][-1]
+        header = ["clip", "frames x height x width", "dtype", "variant", "s p20", "s p50", "s p80", "s of processor"]
+        header += ["TFLOP", "x eager", "x eager, processor", "GB"]
+        about = f"full-size decoders, random weights, {one['threads']} threads (docs/pipeline.md)"
+        text += f"\n## Video decode\n\n`python -m benchmarks.decode`: {about}; {where(one)}.\n\n" + table(header, cells)
+    return text
+
+
+def fp8_section(rows: list[Row]) -> str:
+    """What FP8 does to clips and which layers suffer most: the newest row of each model and bound."""
+    newest = {(row["model"], row["bound"]): row for row in rows}
+    if not newest:
+        return ""
+    clips = [
+        [
+            name, r["clips"], r["bf16_from_float32"], r["fp8_from_bf16"], r["bound"],
+            f"{len(r['kept'])} of {len(r['layers'])}", f"{r['kept_share_of_work']:.0%}", r["kept_from_bf16"],
+        ]
+        for (name, _), r in newest.items()
+    ]  # fmt: skip
+    kinds: list[list[object]] = []
+    for name, r in {name: r for (name, _), r in newest.items()}.items():
+        found: dict[str, list[float]] = {}
+        for layer, error in r["layers"].items():
+            found.setdefault(".".join(layer.split(".")[2:]), []).append(error)
+        worst = sorted(found.items(), key=lambda item: -max(item[1]))[:8]
+        kinds += [[name, kind, f"{max(errors):.3g}", f"{median(errors):.3g}"] for kind, errors in worst]
+    one = next(reversed(newest.values()))
+    title = (
+        "\n## FP8 linears\n\n"
+        f"`python -m benchmarks.fp8_errors`: latents after {one['steps']} steps, relative RMS, "
+        f"the worse of picture and sound; products emulated; {where(one)}. The layers with the largest errors stay in "
+        "bfloat16, as many as it takes. `toy` has random weights.\n\n"
+    )
+    header = ["model", "clips", "bf16 from float32", "FP8 from bf16", "bound", "layers kept", "of the work"]
+    header.append("then from bf16")
+    between = "\nOne layer in FP8, the rest in float32: error of the velocity, the eight worst kinds.\n\n"
+    return title + table(header, clips) + between + table(["model", "layer", "worst", "median over depth"], kinds)
+
+
 def page(rows: list[Row]) -> str:
     """The whole page."""
     benches = {
         name: [row for row in rows if row.get("bench") == name]
-        for name in ("sample_clip", "noise_levels", "world_speed", "train_step", "freezing", "layer_step", "ladder")
+        for name in (
+            "sample_clip",
+            "noise_levels",
+            "world_speed",
+            "train_step",
+            "freezing",
+            "layer_step",
+            "ladder",
+            "decode",
+            "end_to_end",
+            "fp8_errors",
+        )
     }
     return "".join(
         (
@@ -273,6 +360,9 @@ def page(rows: list[Row]) -> str:
             freezing_section(benches["freezing"]),
             layer_section(benches["layer_step"]),
             ladder_sections(benches["ladder"]),
+            decode_sections(benches["decode"]),
+            end_to_end_sections(benches["end_to_end"]),
+            fp8_section(benches["fp8_errors"]),
             kernel_sections([row for row in rows if "op" in row]),
         )
     )

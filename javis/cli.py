@@ -113,6 +113,12 @@ def _plan() -> tuple[type, Run]:
     return PlanArgs, main
 
 
+def _convert() -> tuple[type, Run]:
+    from javis.convert.command import ConvertArgs, main
+
+    return ConvertArgs, main
+
+
 def _train_demo() -> tuple[type, Run]:
     from javis.train.config import DemoTrainConfig
     from javis.train.demo import main
@@ -151,6 +157,7 @@ class Command:
 COMMANDS: dict[str, Command] = {
     "sample": Command("make a clip with sound from a prompt, or many from a CSV file", _sample),
     "plan": Command("tokens, FLOPs and memory of a clip before making it", _plan),
+    "convert": Command("official checkpoints into the folders of a javis checkpoint", _convert),
     "doctor": Command("what is installed here, and which backends would run", lambda: (DoctorArgs, _doctor)),
     "world make": Command("clips of the synthetic world, with truth", lambda: (WorldMakeArgs, _world_make)),
     "train demo": Command("train the built-in model from nothing", _train_demo),
@@ -167,7 +174,6 @@ LATER: dict[str, str] = {
     "train audio": "full-size training (issue 7)",
     "train prior": "full-size training (issue 7)",
     "bench ladder": "the latency ladder (issue 4)",
-    "convert": "the full-size pipeline (issue 5)",
 }
 
 

@@ -19,12 +19,14 @@ class ClipBatch:
         video: uint8 [B, T, H, W, 3]. audio: float32 [B, samples] in -1..1; both last exactly ``seconds``.
         fps: frames per second. sample_rate: Hz.
         prompts: the captions the model was given. seeds: one per clip.
-        steps, guidance, audio_guidance, order: what was used. seconds_per_stage: time spent in text, denoise, decode.
+        steps, guidance, audio_guidance, order: what was used.
+        seconds_per_stage: time spent in text, prior, condition, denoise, video_decode, audio_decode, of all batches.
+        random_weights: the model was never trained; the clips are noise.
     """
 
     video: np.ndarray
     audio: np.ndarray
-    fps: int
+    fps: float
     sample_rate: int
     prompts: list[str]
     seeds: list[int]
@@ -33,6 +35,7 @@ class ClipBatch:
     audio_guidance: float
     order: Order = "together"
     seconds_per_stage: dict[str, float] = field(default_factory=dict)
+    random_weights: bool = False
 
     @property
     def seconds(self) -> float:

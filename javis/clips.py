@@ -1,16 +1,16 @@
 """``javis sample``: from arguments or the rows of a CSV file to clips on disk.
 
 Everything that can be checked is checked before anything is generated: first the arguments and all rows (no heavy
-import), then the prompts and lengths against the checkpoint. A clip is three files, ``F.mp4``, ``F.png`` and
-``F.json``; the json comes last, so a clip is finished when its json is there and holds the same request.
+import), then the prompts and lengths against the checkpoint. Unusable rows are skipped and reported. A clip is three
+files, ``F.mp4``, ``F.png`` and ``F.json``; the json comes last, so a clip is finished when its json is there and holds
+the same request.
+
+Started by ``torchrun``, every process (or every group of processes that make a clip together) makes its share of the
+rows, which is fixed by the order of the rows: no two make the same clip, and none waits for another.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,20 +19,29 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-import javis
+from javis.clip_files import SkippedRows, is_finished, prepare, save
 from javis.console import output, progress_bar
-from javis.errors import UsageError
-from javis.media import atomic_file, check_writable, write_clip
-from javis.requests import EXAMPLE, ClipRequest, check_request, list_faults, read_requests, slug
+from javis.errors import FailedError, UsageError
+from javis.parallel.ranks import Share, rank_from_env
+from javis.requests import EXAMPLE, ClipRequest, Fault, check_request, list_faults, read_requests, slug
+from javis.sample_options import (
+    PipelineArgs,
+    call_options,
+    check_format,
+    identity,
+    is_full_size,
+    load_pipeline,
+    scale_to,
+)
 
 if TYPE_CHECKING:
     from javis.pipeline import ClipBatch, JavisPipeline
 
-MAX_GUIDANCE, MAX_SIDE = 100.0, 4096
+MAX_GUIDANCE = 100.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleArgs:
+class SampleArgs(PipelineArgs):
     """Make a clip with sound from a prompt, or one clip for each row of a CSV file.
 
     One clip: F.mp4, F.png (frames over the spectrogram, events marked) and F.json (what was asked, seconds per stage,
@@ -55,114 +64,183 @@ class SampleArgs:
     """Classifier-free guidance, 1 = none (default: the checkpoint's)."""
     audio_guidance: float | None = None
     """The same of the sound (default: --guidance if given, else the checkpoint's)."""
-    resolution: str = "256x256"
-    """WIDTHxHEIGHT of the mp4; what the model makes is scaled smoothly to it."""
-    checkpoint: str = "demo"
-    """Folder with config.json and model.safetensors, or "demo", the built-in model."""
     order: Literal["together", "sound_first"] | None = None
     """Make picture and sound side by side, or the sound first, in as many steps (default: the checkpoint's)."""
     batch_size: int = 4
     """Clips generated together (with --prompts)."""
-    ops: Literal["fused", "reference"] = "fused"
-    """What the model runs on: the kernels of javis, or plain PyTorch."""
-
-
-def parse_resolution(text: str) -> tuple[int, int]:
-    """``"512x512"`` (WIDTHxHEIGHT) -> (height, width) in pixels, both even and at most 4096."""
-    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text.strip(), re.ASCII)
-    width, height = (int(match[1]), int(match[2])) if match else (0, 0)
-    if not (16 <= width <= MAX_SIDE and 16 <= height <= MAX_SIDE) or width % 2 or height % 2:
-        raise UsageError(
-            f"resolution {text[:40]!r} is unusable; expected WIDTHxHEIGHT in even numbers from 16 to {MAX_SIDE}, "
-            "such as 512x512"
-        )
-    return height, width
+    cfg_parallel: Literal[1, 2] = 1
+    """With torchrun: processes for the two halves of guidance of each clip."""
+    seq_parallel: int = 1
+    """With torchrun: processes that share the tokens of each clip. Groups of both share the rows of --prompts."""
 
 
 def main(args: SampleArgs) -> int:
     """Entry of ``javis sample``. Raises `UsageError` and `FailedError` with messages of one line."""
     if (args.prompt is None) == (args.prompts is None):
         raise UsageError(f"expected either a prompt {EXAMPLE} or --prompts FILE.csv, and not both")
-    scale_to = parse_resolution(args.resolution)
+    full = is_full_size(args)
+    check_format(args, full)
     for name in ("guidance", "audio_guidance"):
         scale = getattr(args, name)
         if scale is not None and not 0 <= scale <= MAX_GUIDANCE:  # refuses NaN, too
             raise UsageError(f"{name} must be between 0 and {MAX_GUIDANCE:g} (1 = none), got {scale}")
     if not 1 <= args.batch_size <= 1024:
         raise UsageError(f"batch size must be a whole number from 1 to 1024, got {args.batch_size}")
+    share = Share(rank_from_env(), args.cfg_parallel, args.seq_parallel)
+    skipped = None
     if args.prompt is not None:
-        request = ClipRequest(slug(args.prompt), args.prompt, args.seed, args.steps, args.seconds)
-        check_request(request)
-        out = args.out if args.out is not None else Path("out") / f"{request.stem}.mp4"
-        if out.suffix.lower() != ".mp4":
-            raise UsageError(f"--out {str(out)!r} must be a file name ending in .mp4")
-        jobs = {request: out}
+        jobs = _single(args, share)
     else:
         assert args.prompts is not None
-        requests = read_requests(args.prompts, seed=args.seed, steps=args.steps, seconds=args.seconds)
+        requests, faults = read_requests(args.prompts, seed=args.seed, steps=args.steps, seconds=args.seconds)
         folder = args.out if args.out is not None else Path("out") / args.prompts.stem
         if folder.is_file() or folder.suffix.lower() == ".mp4":
             raise UsageError(f"--out {str(folder)!r} must be a folder when --prompts is given")
-        jobs = {request: folder / f"{request.stem}.mp4" for request in requests}
+        jobs = {request: folder / f"{request.stem}.mp4" for request in share.of(requests)}
+        skipped = SkippedRows(args.prompts, folder, share.index, share.count)
+        skipped.faults += faults if share.index == 0 else []
+    with share:
+        _run(args, jobs, skipped, share, full)
+    share.leave(failed=skipped is not None and bool(skipped.faults))
+    if skipped is not None and share.leads:
+        skipped.complain()
+    return 0
+
+
+def _single(args: SampleArgs, share: Share) -> dict[ClipRequest, Path]:
+    assert args.prompt is not None
+    request = ClipRequest(slug(args.prompt), args.prompt, args.seed, args.steps, args.seconds)
+    check_request(request)
+    out = args.out if args.out is not None else Path("out") / f"{request.stem}.mp4"
+    if out.suffix.lower() != ".mp4":
+        raise UsageError(f"--out {str(out)!r} must be a file name ending in .mp4")
+    if share.count > 1:
+        raise UsageError(
+            f"{share.place.world} processes for one clip; expected --cfg-parallel and --seq-parallel with that "
+            "product, or --prompts, of which each process makes its share"
+        )
+    return {request: out}
+
+
+def _run(
+    args: SampleArgs,
+    jobs: Mapping[ClipRequest, Path],
+    skipped: SkippedRows | None,
+    share: Share,
+    full: bool,
+) -> None:
+    """Make what is not finished of this process's share of the clips."""
+    console = output()
+    same = identity(args, full)
+    wanted = {request: _record(request, args) | same for request in jobs}
+    todo = list(jobs)
+    if skipped is not None:
+        todo = share.agreed([request for request, out in jobs.items() if not is_finished(out, wanted[request])])
+        if share.leads:
+            which = f"share {share.index + 1} of {share.count}: " if share.count > 1 else ""
+            console.print(f"{which}{len(jobs)} rows, {len(jobs) - len(todo)} already finished")
+    if todo:
+        if share.leads:
+            prepare([jobs[request] for request in todo])
+        started = time.perf_counter()
+        pipe = _load(args)
+        load_seconds = time.perf_counter() - started
+        only = share.count == 1 and len(todo) == len(jobs)
+        todo = _usable(pipe, todo, args, skipped, only)
+    if skipped is not None and share.leads:
+        skipped.write()
+        if skipped.faults:
+            console.print(str(skipped))
+    if not todo:
+        return
+    share.parallelize(pipe)
+
+    def call(group: Sequence[ClipRequest], progress: Callable[[int, int], None]) -> ClipBatch:
+        return pipe(
+            [request.prompt for request in group],
+            seconds=group[0].seconds,
+            steps=group[0].steps,
+            guidance=args.guidance,
+            audio_guidance=args.audio_guidance,
+            order=args.order,
+            seed=[request.seed for request in group],
+            batch_size=len(group),
+            progress=progress,
+            **call_options(args, full),
+        )
+
+    def write(batch: ClipBatch, index: int, request: ClipRequest) -> str:
+        return save(
+            batch,
+            index,
+            jobs[request],
+            wanted[request],
+            scale_to=scale_to(args, full),
+            load_seconds=load_seconds,
+            world=pipe.description.get("world") == "javis",
+        )
+
+    _make(todo, args.batch_size, call, write, skipped, share)
+
+
+Call = Callable[[Sequence[ClipRequest], Callable[[int, int], None]], "ClipBatch"]
+Write = Callable[["ClipBatch", int, ClipRequest], str]
+
+
+def _make(
+    todo: Sequence[ClipRequest], batch_size: int, call: Call, write: Write, skipped: SkippedRows | None, share: Share
+) -> None:
+    """Make and write clips, those that can be denoised together in batches.
+
+    A row that fails is skipped, and what failed in a batch is made one by one; a full disk, an interruption, and any
+    failure where processes make a clip together (the others would wait for this one) end it.
+    """
+    import torch
 
     console = output()
-    fingerprint = checkpoint_fingerprint(args.checkpoint)
-    wanted = {request: _record(request, args, scale_to, fingerprint) for request in jobs}
-    if args.prompts is not None:
-        todo = [request for request, out in jobs.items() if not _finished(out, wanted[request])]
-        console.print(f"{len(jobs)} rows, {len(jobs) - len(todo)} already finished")
-    else:
-        todo = list(jobs)
-    if not todo:
-        return 0
-    for out in {jobs[request].parent: jobs[request] for request in todo}.values():
-        for path in (out, out.with_suffix(".png"), out.with_suffix(".json")):
-            check_writable(path)
-
-    started = time.perf_counter()
-    pipe = _load(args.checkpoint, args.ops)
-    load_seconds = time.perf_counter() - started
-    _check_against(pipe, todo, scale_to, args)
     done = 0
-    bar_is_drawn = output(stderr=True).is_terminal  # lines between would tear it, so they come after it
+    bar_is_drawn = share.shows and output(stderr=True).is_terminal  # lines between would tear it: they come after it
     written: list[str] = []
+
+    def failed(request: ClipRequest, error: Exception) -> None:
+        if skipped is None or request.line is None or share.together > 1:
+            raise error
+        skipped.faults.append(Fault(request.line, str(error) or "out of memory"))
+        skipped.write()
+
+    def clips(group: Sequence[ClipRequest]) -> Iterator[tuple[ClipBatch, int, ClipRequest]]:
+        try:
+            batch = call(group, _clips_done(advance, done, len(group)))
+        except (FailedError, MemoryError, torch.OutOfMemoryError) as error:
+            if len(group) == 1 or share.together > 1:
+                failed(group[0], error)
+            else:
+                for request in group:
+                    yield from clips([request])
+            return
+        for index, request in enumerate(group):
+            yield batch, index, request
+
     try:
-        with progress_bar("sampling", len(todo)) as advance:
-            for group in _groups(todo, args.batch_size):
-                batch = pipe(
-                    [request.prompt for request in group],
-                    seconds=group[0].seconds,
-                    steps=group[0].steps,
-                    guidance=args.guidance,
-                    audio_guidance=args.audio_guidance,
-                    order=args.order,
-                    seed=[request.seed for request in group],
-                    batch_size=len(group),
-                    progress=_clips_done(advance, done, len(group)),
-                )
-                for index, request in enumerate(group):
-                    line = save(
-                        batch,
-                        index,
-                        jobs[request],
-                        wanted[request],
-                        scale_to=scale_to,
-                        load_seconds=load_seconds,
-                        world=pipe.description.get("world") == "javis",
-                    )
+        with progress_bar("sampling", len(todo), hidden=not share.shows) as advance:
+            for group in _groups(todo, batch_size):
+                for batch, index, request in clips(group):
+                    if share.leads:
+                        try:
+                            written.append(write(batch, index, request))
+                        except FailedError as error:
+                            failed(request, error)
                     done += 1
-                    written.append(line)
-                    if not bar_is_drawn:
+                    if written and not bar_is_drawn:
                         console.print(written.pop())
     except KeyboardInterrupt:
-        if args.prompts is None:
+        if skipped is None:
             raise
         left = len(todo) - done
-        raise KeyboardInterrupt(f"{left} of {len(jobs)} clips are left; the same command goes on from here") from None
+        raise KeyboardInterrupt(f"{left} of {len(todo)} clips are left; the same command goes on from here") from None
     finally:
         for line in written:
             console.print(line)
-    return 0
 
 
 def _clips_done(advance: Callable[[float], None], before: int, size: int) -> Callable[[int, int], None]:
@@ -170,9 +248,7 @@ def _clips_done(advance: Callable[[float], None], before: int, size: int) -> Cal
     return lambda step, steps: advance(before + size * step / steps)
 
 
-def _record(
-    request: ClipRequest, args: SampleArgs, scale_to: tuple[int, int], fingerprint: str | None
-) -> dict[str, Any]:
+def _record(request: ClipRequest, args: SampleArgs) -> dict[str, Any]:
     """What a finished clip's json must hold so that the clip need not be made again."""
     return {
         "prompt": request.prompt,
@@ -182,69 +258,39 @@ def _record(
         "guidance": args.guidance,
         "audio_guidance": args.audio_guidance,
         "order": args.order,
-        "resolution": f"{scale_to[1]}x{scale_to[0]}",
-        "checkpoint": args.checkpoint,
-        "checkpoint_fingerprint": fingerprint,
-        "ops": args.ops,
     }
 
 
-def checkpoint_fingerprint(checkpoint: str) -> str | None:
-    """Digest of config.json, and of size, first and last MiB of the weights; None if there are none to read."""
-    folder = Path(javis.__file__).parent / "weights" / "demo" if checkpoint == "demo" else Path(checkpoint)
-    digest = hashlib.sha256()
-    try:
-        digest.update((folder / "config.json").read_bytes())
-        with (folder / "model.safetensors").open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            digest.update(str(size).encode())
-            for start in (0, max(0, size - (1 << 20))):
-                file.seek(start)
-                digest.update(file.read(1 << 20))
-    except OSError:
-        return None  # loading it will say what is missing
-    return digest.hexdigest()[:16]
+def _load(args: SampleArgs) -> JavisPipeline:
+    return load_pipeline(args)
 
 
-def _finished(out: Path, wanted: Mapping[str, Any]) -> bool:
-    if not (out.is_file() and out.with_suffix(".png").is_file() and out.with_suffix(".json").is_file()):
-        return False
-    try:
-        found = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
-    except ValueError:
-        return False  # not what was written here; it is made again
-    return isinstance(found, dict) and found.get("request") == wanted
+def _usable(
+    pipe: JavisPipeline,
+    requests: Sequence[ClipRequest],
+    args: SampleArgs,
+    skipped: SkippedRows | None,
+    only: bool,
+) -> list[ClipRequest]:
+    """The requests that this checkpoint can make, before anything is generated; the others are noted as skipped.
 
-
-def _load(checkpoint: str, ops: str) -> JavisPipeline:
-    from javis.model.ops import ModelOps
-    from javis.pipeline import JavisPipeline
-
-    return JavisPipeline.from_pretrained(checkpoint, ops=ModelOps.fused() if ops == "fused" else ModelOps())
-
-
-def _check_against(
-    pipe: JavisPipeline, requests: Sequence[ClipRequest], scale_to: tuple[int, int], args: SampleArgs
-) -> None:
-    """Refuse what this checkpoint cannot make, before anything is generated."""
-    if scale_to[0] != scale_to[1]:
-        raise UsageError(
-            f"checkpoint {args.checkpoint!r} makes square pictures, so --resolution {args.resolution} would distort "
-            f"them; expected something like {scale_to[0]}x{scale_to[0]}"
-        )
-    faults: list[tuple[int, str]] = []
+    Raises:
+        UsageError: it can make none of them, and these are all there are (``only``).
+    """
+    usable = []
     for request in requests:
         try:
             pipe.captions([request.prompt])
             if request.seconds is not None:
                 pipe.frames_of(request.seconds)
+            usable.append(request)
         except UsageError as error:
-            if request.line is None:
+            if request.line is None or skipped is None:
                 raise
-            faults.append((request.line, str(error)))
-    if faults:
-        assert args.prompts is not None
-        raise UsageError(list_faults(args.prompts, faults))
+            skipped.faults.append(Fault(request.line, str(error)))
+    if only and not usable and skipped is not None:
+        raise UsageError(f"{skipped.csv}: {list_faults(sorted(skipped.faults))}; nothing was generated")
+    return usable
 
 
 def _groups(requests: Sequence[ClipRequest], batch_size: int) -> Iterator[list[ClipRequest]]:
@@ -257,79 +303,4 @@ def _groups(requests: Sequence[ClipRequest], batch_size: int) -> Iterator[list[C
             yield members[start : start + batch_size]
 
 
-def save(
-    batch: ClipBatch,
-    index: int,
-    out: Path,
-    request: Mapping[str, Any],
-    *,
-    scale_to: tuple[int, int],
-    load_seconds: float,
-    world: bool,
-) -> str:
-    """Write mp4, contact sheet and json of clip ``index``; return a line that says what was written.
-
-    The three appear together at the end, json last; an older json is removed first, so that none ever describes another
-    clip.
-    """
-    from javis.contact_sheet import contact_sheet
-    from javis.eval.sync import sync_report
-
-    video, audio = batch.video[index], batch.audio[index]
-    started = time.perf_counter()
-    report = sync_report(video, audio, batch.fps, batch.sample_rate, batch.prompts[index] if world else None)
-    sync_seconds = time.perf_counter() - started
-    out.with_suffix(".json").unlink(missing_ok=True)
-    with (
-        atomic_file(out.with_suffix(".json")) as json_file,
-        atomic_file(out.with_suffix(".png")) as png_file,
-        atomic_file(out) as mp4_file,
-    ):
-        started = time.perf_counter()
-        write_clip(mp4_file, video, audio, batch.fps, batch.sample_rate, scale_to=scale_to)
-        mp4_seconds = time.perf_counter() - started
-        started = time.perf_counter()
-        contact_sheet(
-            png_file,
-            video,
-            audio,
-            batch.fps,
-            batch.sample_rate,
-            title=f"{batch.prompts[index]}   (seed {batch.seeds[index]}, {batch.steps} steps)",
-            video_events=[event["time_s"] for event in report["video_events"]],
-            audio_events=[event["time_s"] for event in report["audio_events"]],
-        )
-        stages = {
-            "load": load_seconds,
-            **batch.seconds_per_stage,
-            "sync_report": sync_seconds,
-            "mp4": mp4_seconds,
-            "contact_sheet": time.perf_counter() - started,
-        }
-        facts = {
-            "prompt": request["prompt"],
-            "caption": batch.prompts[index],
-            "seed": batch.seeds[index],
-            "steps": batch.steps,
-            "guidance": batch.guidance,
-            "audio_guidance": batch.audio_guidance,
-            "order": batch.order,
-            "seconds": len(video) / batch.fps,
-            "frames": len(video),
-            "fps": batch.fps,
-            "samples": len(audio),
-            "sample_rate": batch.sample_rate,
-            "model_resolution": f"{video.shape[2]}x{video.shape[1]}",
-            "batch": len(batch),  # clips that the stages text, denoise and decode made together
-            "seconds_per_stage": {name: round(value, 4) for name, value in stages.items()},
-            "sync": report,
-            "request": dict(request),
-            "javis": javis.__version__,
-        }
-        json_file.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    offset = report["mean_abs_offset_ms"]
-    heard = f"{len(report['matched'])} of {len(report['video_events'])} seen events heard"
-    return f"{out}  {len(video) / batch.fps:g} s, {heard}" + (f", {offset:g} ms apart" if offset is not None else "")
-
-
-__all__ = ["ClipRequest", "SampleArgs", "checkpoint_fingerprint", "main", "parse_resolution", "save"]
+__all__ = ["ClipRequest", "SampleArgs", "main", "save"]

@@ -24,8 +24,8 @@ def one_line(text: str, limit: int = 2000) -> str:
 
 
 @contextlib.contextmanager
-def progress_bar(label: str, total: int) -> Iterator[Callable[[float], None]]:
-    """A bar on stderr if that is a terminal, nothing otherwise; yields a function of how many of ``total`` are done."""
+def progress_bar(label: str, total: int, *, hidden: bool = False) -> Iterator[Callable[[float], None]]:
+    """A bar on stderr if that is a terminal and not ``hidden``; yields a function of how many of ``total`` are done."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -39,6 +39,6 @@ def progress_bar(label: str, total: int) -> Iterator[Callable[[float], None]]:
     console = Console(stderr=True)
     count = [MofNCompleteColumn()] if total > 1 else []
     columns = [TextColumn(label), BarColumn(), *count, TimeElapsedColumn(), TimeRemainingColumn()]
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=console, transient=True, disable=hidden or not console.is_terminal) as progress:
         task = progress.add_task(label, total=total)
         yield lambda done: progress.update(task, completed=done)

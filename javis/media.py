@@ -1,6 +1,7 @@
 """Clips on disk: mp4 with picture and sound of exactly the same length, and the contact sheet that shows both.
 
-Read in this order: `atomic_file`, `write_clip`, `read_clip`. The contact sheet is in `javis/contact_sheet.py`.
+Read in this order: `atomic_file`, `write_clip` (`write_frames`: from chunks, while they are made), `read_clip`. The
+contact sheet is in `javis/contact_sheet.py`.
 
 An AAC encoder puts 1,024 priming samples before the sound and fills its last packet up with zeros. The mp4 edit list
 and the packet durations say so, and players cut both off; `read_clip` does the same. With the movie time scale set to a
@@ -12,8 +13,12 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import platform
+import re
 import secrets
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -57,8 +62,9 @@ def samples_for(frames: int, fps: float, sample_rate: int) -> int:
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; it becomes ``path`` on success and is removed on any failure.
 
-    The temporary name keeps the suffix (writers choose the format by it) and begins with a dot. Missing parent folders
-    are made. Raises `UsageError` if ``path`` cannot be written (a folder, or below something that is not writable).
+    The temporary name keeps the suffix (writers choose the format by it), begins with a dot and tells who writes it
+    (`remove_leftovers`). Missing parent folders are made. Raises `UsageError` if ``path`` cannot be written (a folder,
+    or below something that is not writable).
     """
     target = Path(path)
     temporary = _touch_beside(target)
@@ -81,12 +87,38 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     _touch_beside(Path(path)).unlink()
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove temporary files of `atomic_file` in ``folder`` whose process died on this machine before it was done."""
+    for path in folder.glob(".*.part.*"):
+        found = _TEMPORARY.search(path.name)
+        if found and found["machine"] == _machine() and not _runs(int(found["pid"])):
+            path.unlink(missing_ok=True)
+
+
+_TEMPORARY = re.compile(r"\.(?P<machine>[a-z0-9-]+)-(?P<pid>\d{1,10})\.[0-9a-f]{8}\.part\.\w+$")
+
+
+def _machine() -> str:
+    return re.sub(r"[^a-z0-9]+", "-", platform.node().lower())[:30] or "machine"
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        pass  # it runs, and is another user's; or nobody can tell
+    return True
+
+
 def _touch_beside(target: Path) -> Path:
     """Make an empty temporary file in the folder of ``target``, or say why ``target`` cannot be written."""
     try:
         if target.is_dir():
             raise UsageError(f"output {target} is a folder; give the name of a file")
-        temporary = target.with_name(f".{target.stem[:40]}.{secrets.token_hex(4)}.part{target.suffix}")
+        writer = f"{_machine()}-{os.getpid()}"
+        temporary = target.with_name(f".{target.stem[:40]}.{writer}.{secrets.token_hex(4)}.part{target.suffix}")
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()
     except OSError as error:
@@ -95,21 +127,35 @@ def _touch_beside(target: Path) -> Path:
     return temporary
 
 
-def _check_clip(video: np.ndarray, audio: np.ndarray, fps: float, sample_rate: int) -> None:
+def _check_video(video: np.ndarray) -> None:
     if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3 or 0 in video.shape:
         raise UsageError(f"video must be uint8 [T,H,W,3] with T > 0, got {video.dtype} {list(video.shape)}")
+
+
+def _check_rates(fps: float, sample_rate: int) -> Fraction:
+    if sample_rate not in AAC_SAMPLE_RATES:
+        raise UsageError(f"sample rate {sample_rate} does not exist in AAC; expected one of {AAC_SAMPLE_RATES}")
+    return exact_rate(fps)
+
+
+def _check_audio(audio: np.ndarray, frames: int, fps: float, sample_rate: int) -> None:
     if not np.issubdtype(audio.dtype, np.floating) or audio.ndim != 1:
         raise UsageError(f"audio must be float [N], got {audio.dtype} {list(audio.shape)}")
     if not np.isfinite(audio).all():
         raise UsageError("audio has values that are not finite; expected samples in [-1, 1]")
-    if sample_rate not in AAC_SAMPLE_RATES:
-        raise UsageError(f"sample rate {sample_rate} does not exist in AAC; expected one of {AAC_SAMPLE_RATES}")
-    exact = Fraction(len(video) * sample_rate) / exact_rate(fps)
+    exact = Fraction(frames * sample_rate) / _check_rates(fps, sample_rate)
     if abs(len(audio) - exact) >= 1:
         raise UsageError(
-            f"audio has {len(audio)} samples, but {len(video)} frames at {fps:g} fps last {float(exact):g} samples of "
-            f"{sample_rate} Hz; cut or pad it to {samples_for(len(video), fps, sample_rate)}"
+            f"audio has {len(audio)} samples, but {frames} frames at {fps:g} fps last {float(exact):g} samples of "
+            f"{sample_rate} Hz; cut or pad it to {samples_for(frames, fps, sample_rate)}"
         )
+
+
+def _check_size(size: Sequence[int]) -> tuple[int, int]:
+    height, width = size
+    if height <= 0 or width <= 0 or height % 2 or width % 2:
+        raise UsageError(f"picture size {height}x{width} is unusable in H.264 4:2:0; expected even numbers above 0")
+    return height, width
 
 
 def write_clip(
@@ -135,39 +181,144 @@ def write_clip(
     Raises:
         UsageError: unusable arrays, sizes or path. FailedError: the encoder failed (a full disk, for instance).
     """
-    import av
+    _check_video(video)
+    _check_audio(audio, len(video), fps, sample_rate)
+    height, width = _check_size(scale_to if scale_to is not None else video.shape[1:3])
+    with atomic_file(path) as temporary, _Mp4(temporary, path, height, width, fps, sample_rate, quality) as file:
+        file.add_frames(video)
+        file.add_audio(audio)
 
-    _check_clip(video, audio, fps, sample_rate)
-    rate = exact_rate(fps)
-    height, width = scale_to if scale_to is not None else video.shape[1:3]
-    if height <= 0 or width <= 0 or height % 2 or width % 2:
-        raise UsageError(f"picture size {height}x{width} is unusable in H.264 4:2:0; expected even numbers above 0")
 
-    # A common multiple of both rates as the movie's clock: the edit lists then hold both lengths without rounding.
-    clock = math.lcm(rate.numerator, sample_rate)
-    options = {"movflags": "+faststart", "movie_timescale": str(clock)}
-    with atomic_file(path) as temporary:
+def write_frames(
+    path: str | os.PathLike[str],
+    chunks: Iterable[np.ndarray],
+    audio: np.ndarray | Callable[[], np.ndarray],
+    frames: int,
+    fps: float,
+    sample_rate: int,
+    *,
+    scale_to: tuple[int, int] | None = None,
+    quality: int = 16,
+) -> None:
+    """`write_clip` for frames that come in ``chunks``: one is encoded, in a thread, while the next ones are made.
+
+    Args:
+        path: file to write, all or nothing.
+        chunks: uint8 [n,H,W,3] with n > 0, equally large frames, ``frames`` of them in all. At most two chunks wait.
+        audio: float [N] or a function that makes it, called after the last chunk has come.
+        frames, fps, sample_rate, scale_to, quality: as in `write_clip`.
+
+    Raises:
+        UsageError: as in `write_clip`, and chunks that are unusable or hold another number of frames.
+        FailedError: the encoder failed. What ``chunks`` or ``audio`` raise goes through; no file is left then.
+    """
+    if frames < 1:
+        raise UsageError(f"a clip has at least one frame, got {frames}")
+    if not callable(audio):
+        _check_audio(audio, frames, fps, sample_rate)
+    else:
+        _check_rates(fps, sample_rate)
+    size = None if scale_to is None else _check_size(scale_to)
+    taken, shape = 0, None
+    waiting: deque[Future[None]] = deque()
+    with contextlib.ExitStack() as stack:
+        temporary = stack.enter_context(atomic_file(path))
+        # Left in reverse: the thread has ended before the file is closed, and the file is closed before it is renamed.
+        file = None
+        worker = None
+        for chunk in chunks:
+            _check_video(chunk)
+            taken += len(chunk)
+            if taken > frames:
+                raise UsageError(f"got {taken} frames or more for a clip of {frames}")
+            if shape is not None and chunk.shape[1:] != shape:
+                raise UsageError(f"frames must be equally large, got {list(chunk.shape[1:])} after {list(shape)}")
+            if file is None or worker is None:
+                shape = chunk.shape[1:]
+                height, width = size or _check_size(shape[:2])
+                file = stack.enter_context(_Mp4(temporary, path, height, width, fps, sample_rate, quality))
+                worker = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="javis-encode"))
+            if len(waiting) == 2:
+                waiting.popleft().result()  # raises what the encoder raised
+            waiting.append(worker.submit(file.add_frames, chunk))
+        if file is None or taken != frames:
+            raise UsageError(f"got {taken} frames for a clip of {frames}")
+        if callable(audio):
+            audio = audio()
+            _check_audio(audio, frames, fps, sample_rate)
+        while waiting:
+            waiting.popleft().result()
+        file.add_audio(audio)
+
+
+class _Mp4:
+    """An mp4 being written: all frames first, then all sound. Errors of the encoder become `FailedError`."""
+
+    def __init__(
+        self, file: Path, name: str | os.PathLike[str], height: int, width: int, fps: float, sample_rate: int,
+        quality: int,
+    ) -> None:  # fmt: skip
+        self.file, self.name = file, name
+        self.height, self.width, self.quality = height, width, quality
+        self.rate, self.sample_rate = exact_rate(fps), sample_rate
+        self.frames = 0
+
+    def __enter__(self) -> _Mp4:
+        import av
+
+        # A common multiple of both rates as the movie's clock: the edit lists then hold both lengths without rounding.
+        clock = math.lcm(self.rate.numerator, self.sample_rate)
+        options = {"movflags": "+faststart", "movie_timescale": str(clock)}
+        with self._errors():
+            self.container = av.open(str(self.file), "w", format="mp4", options=options)
+            self.picture = self.container.add_stream(
+                "libx264", rate=self.rate, options={"crf": str(self.quality), "bf": "0"}
+            )
+            self.picture.width, self.picture.height, self.picture.pix_fmt = self.width, self.height, "yuv420p"
+            self.picture.time_base = 1 / self.rate
+            _tag_bt709(self.picture)
+            self.sound = self.container.add_stream("aac", rate=self.sample_rate, layout="mono")
+            self.sound.bit_rate, self.sound.time_base = 128_000, Fraction(1, self.sample_rate)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        import av
+
+        # After a failure the file is thrown away, and the first error is the one to see.
+        with self._errors() if kind is None else contextlib.suppress(av.error.FFmpegError):
+            self.container.close()
+
+    def add_frames(self, video: np.ndarray) -> None:
+        """Encode uint8 [n,H,W,3]."""
+        with self._errors():
+            for image in video:
+                frame = _video_frame(image, self.frames, self.rate, self.height, self.width)
+                self.frames += 1
+                for packet in self.picture.encode(frame):
+                    self.container.mux(packet)
+
+    def add_audio(self, audio: np.ndarray) -> None:
+        """Encode float [N] and end both streams."""
+        import av
+
+        samples = np.clip(audio, -1, 1).astype(np.float32)[None]
+        with self._errors():
+            self.container.mux(list(self.picture.encode()))
+            for start in range(0, samples.shape[1], _AAC_FRAME):
+                chunk = np.ascontiguousarray(samples[:, start : start + _AAC_FRAME])
+                frame = av.AudioFrame.from_ndarray(chunk, format="fltp", layout="mono")
+                frame.sample_rate, frame.pts, frame.time_base = self.sample_rate, start, Fraction(1, self.sample_rate)
+                self.container.mux(list(self.sound.encode(frame)))
+            self.container.mux(list(self.sound.encode()))
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        import av
+
         try:
-            with av.open(str(temporary), "w", format="mp4", options=options) as container:
-                picture = container.add_stream("libx264", rate=rate, options={"crf": str(quality), "bf": "0"})
-                picture.width, picture.height, picture.pix_fmt = width, height, "yuv420p"
-                picture.time_base = 1 / rate
-                _tag_bt709(picture)
-                sound = container.add_stream("aac", rate=sample_rate, layout="mono")
-                sound.bit_rate, sound.time_base = 128_000, Fraction(1, sample_rate)
-                for index, image in enumerate(video):
-                    for packet in picture.encode(_video_frame(image, index, rate, height, width)):
-                        container.mux(packet)
-                container.mux(list(picture.encode()))
-                samples = np.clip(audio, -1, 1).astype(np.float32)[None]
-                for start in range(0, samples.shape[1], _AAC_FRAME):
-                    chunk = np.ascontiguousarray(samples[:, start : start + _AAC_FRAME])
-                    frame = av.AudioFrame.from_ndarray(chunk, format="fltp", layout="mono")
-                    frame.sample_rate, frame.pts, frame.time_base = sample_rate, start, Fraction(1, sample_rate)
-                    container.mux(list(sound.encode(frame)))
-                container.mux(list(sound.encode()))
+            yield
         except av.error.FFmpegError as error:
-            raise FailedError(f"writing {path} failed: {error}") from error
+            raise FailedError(f"writing {self.name} failed: {error}") from error
 
 
 def _tag_bt709(stream: av.VideoStream) -> None:

@@ -1,8 +1,10 @@
-"""``javis plan``: tokens, FLOPs and memory of a clip before making it.
+"""``javis plan``: tokens, FLOPs, memory and seconds of a clip before anything loads.
 
-FLOPs are those of matrix products, two for each multiply-add. They count what the algorithm needs (unique prior keys,
-one score matrix for both directions of the bidirectional attention, text keys and values once per clip), and beside it
-what the official code computes, which repeats the prior tokens and attends over the batch.
+Memory and time of every stage come from `javis.stages`, which runs the components without values. The closed forms of
+the denoising here are the count that the benchmarks state speeds by. FLOPs are those of matrix products, two for each
+multiply-add. They count what the algorithm needs (unique prior keys, one score matrix for both directions of the
+bidirectional attention, text keys and values once per clip), and beside it what the official code computes, which
+repeats the prior tokens and attends over the batch.
 """
 
 from __future__ import annotations
@@ -12,13 +14,16 @@ import math
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import javis
 from javis.console import output
 from javis.errors import UsageError
 from javis.model.config import JavisDiTConfig
+from javis.residency import Policy
 
+Precision = Literal["bf16", "fp32", "fp8", "fp8-te"]
+TFLOPS, GBPS = 500.0, 3000.0  # where nothing is given or measured
 VAE_CHUNK, VAE_CHUNK_LATENTS, VAE_TIME, VAE_SPACE = (
     17,
     5,
@@ -29,7 +34,7 @@ VAE_CHUNK, VAE_CHUNK_LATENTS, VAE_TIME, VAE_SPACE = (
 
 @dataclass(frozen=True, kw_only=True)
 class PlanArgs:
-    """Say how many tokens, FLOPs and bytes a clip takes, without making it."""
+    """Say how many tokens, FLOPs, bytes and seconds a clip takes, without making it or loading anything."""
 
     model: str = "official"
     """"official" (JavisDiT-v0.1), "demo" (the built-in model), or a checkpoint folder."""
@@ -45,10 +50,25 @@ class PlanArgs:
     """Denoising steps."""
     guidance: bool = True
     """Classifier-free guidance, which doubles the work."""
-    sustained_tflops: float = 500.0
-    """TFLOP/s that the machine keeps up; gives the time for the denoising."""
-    copy_gbps: float = 3000.0
-    """GB/s, read and written, that the machine copies with; with the former it gives the roofline of the denoising."""
+    precision: Precision = "bf16"
+    """Of the weights and products of the model; the sound codec always has float32."""
+    residency: Policy = "all"
+    """Components on the device: all, or only those of the running stage, the others on disk (staged) or on the host
+    (offload)."""
+    gpu_memory: float | None = None
+    """GB of the card: a clip that does not fit is refused, with what would fit."""
+    device: str | None = None
+    """Rates from measured rows of a device whose name contains this; by default the GPU of this machine."""
+    sustained_tflops: float | None = None
+    """TFLOP/s of products, where no rows are taken (500)."""
+    fp8_tflops: float = 1000.0
+    """TFLOP/s of FP8 products."""
+    copy_gbps: float | None = None
+    """GB/s, read and written, of memory, where no rows are taken (3000)."""
+    mux_megapixels: float = 100.0
+    """Million pixels per second that are encoded into the file, where no rows are taken."""
+    measure: bool = False
+    """Measure the rates on this machine, in some seconds, and use those."""
     json: bool = False
     """Print the same as JSON."""
 
@@ -155,25 +175,6 @@ def official_extra_flops(config: JavisDiTConfig, grid: Grid, *, batch: int = 2) 
     return 2 * config.depth * (macs + 4 * batch * config.caption_length * 2 * c * c)
 
 
-def memory_bytes(
-    config: JavisDiTConfig, grid: Grid, parameters: int, *, batch: int = 2, bytes_per_value: int = 2
-) -> dict[str, int]:
-    """Rough peak of the denoising: weights, what `condition` keeps, and the largest set of live activations.
-
-    The activations are those of the video MLP: residual stream, normed input and the hidden layer.
-    """
-    from javis.work import prior_axes
-
-    c, tokens = config.hidden_size, 4 * config.caption_length
-    for m, folded in prior_axes(config):
-        tokens += 2 * m * (config.num_heads if folded else 1)
-    return {
-        "weights": parameters * bytes_per_value,
-        "conditioning": config.depth * batch * tokens * 2 * c * bytes_per_value,
-        "activations": batch * (2 * c + config.mlp_size) * grid.video * bytes_per_value,
-    }
-
-
 def count_parameters(config: JavisDiTConfig) -> int:
     """Parameters of the model; the null captions of both branches are tied, as officially, and count once."""
     c, hidden, inner = config.hidden_size, config.mlp_size, config.bidirectional_size
@@ -206,34 +207,42 @@ def plan(args: PlanArgs) -> dict[str, Any]:
     """Everything ``javis plan`` prints, as json values; keys name their units.
 
     Raises:
+        UsageError: unusable sizes, a checkpoint that is not there, a clip that does not fit ``gpu_memory``, or the
+            packages of ``javis[full]`` are missing.
+    """
+    from javis.plan_stages import predict
+
+    facts = counts(args)
+    return facts | predict(args, facts["clip"])
+
+
+def counts(args: PlanArgs) -> dict[str, Any]:
+    """The part of the plan that is counted by formula: tokens, parameters, FLOPs of the denoising and their time.
+
+    Raises:
         UsageError: unusable sizes, or a checkpoint that is not there.
     """
     from javis.work import floor_seconds, step_work, total
 
-    if not 1 <= args.steps <= 1000:
-        raise UsageError(f"steps must be a whole number from 1 to 1000, got {args.steps}")
-    for name, value, high in (
-        ("seconds", args.seconds, 3600),
-        ("fps", args.fps, 240),
-        ("tflops", args.sustained_tflops, 1e9),
-        ("copy_gbps", args.copy_gbps, 1e9),
-    ):
-        if not 0 < value <= high:  # refuses NaN, too
-            raise UsageError(f"{name} must be above 0 and at most {high:g}, got {value}")
-    config, grid, clip = _official(args) if args.model == "official" else _checkpoint(args)
+    _check(args)
+    if args.model == "official":
+        config, grid, clip = _official(args)
+    elif is_full_size(args.model):
+        config, grid, clip = _official(args, _transformer_config(Path(args.model)))
+    else:
+        config, grid, clip = _checkpoint(args)
     batch = 2 if args.guidance else 1
     flops = step_flops(config, grid, batch=batch)
     step, once = sum(flops.values()), condition_flops(config, grid, batch=batch)
     clip_flops = once + args.steps * step
     work = step_work(config, grid, batch=batch)
-    floor = args.steps * floor_seconds(work, args.sustained_tflops * 1e12, args.copy_gbps * 1e9)
-    parameters = count_parameters(config)
-    memory = memory_bytes(config, grid, parameters, batch=batch)
+    tflops, gbps = args.sustained_tflops or TFLOPS, args.copy_gbps or GBPS
+    floor = args.steps * floor_seconds(work, tflops * 1e12, gbps * 1e9)
     return {
         "model": args.model,
         "clip": clip,
         "tokens": {**asdict(grid), "video": grid.video, "audio": grid.audio, "text": config.caption_length},
-        "parameters": parameters,
+        "parameters": count_parameters(config),
         "steps": args.steps,
         "guidance": args.guidance,
         "tflop_per_step": {name: value / 1e12 for name, value in flops.items()} | {"total": step / 1e12},
@@ -241,23 +250,56 @@ def plan(args: PlanArgs) -> dict[str, Any]:
         "condition_tflop": once / 1e12,
         "gb_per_step_bf16": total(work)[1] / 1e9,
         "clip_tflop": clip_flops / 1e12,
-        "memory_gb_bf16": {name: value / 1e9 for name, value in memory.items()} | {"total": sum(memory.values()) / 1e9},
-        "sustained_tflops": args.sustained_tflops,
-        "denoise_seconds": clip_flops / 1e12 / args.sustained_tflops,
-        "copy_gbps": args.copy_gbps,
+        "sustained_tflops": tflops,
+        "denoise_seconds": clip_flops / 1e12 / tflops,
+        "copy_gbps": gbps,
         "roofline_seconds": floor,
     }
 
 
-def _official(args: PlanArgs) -> tuple[JavisDiTConfig, Grid, dict[str, Any]]:
-    height, width = _pixels(args.resolution, args.ratio)
+def _check(args: PlanArgs) -> None:
+    if not 1 <= args.steps <= 1000:
+        raise UsageError(f"steps must be a whole number from 1 to 1000, got {args.steps}")
+    for name, value, high in (
+        ("seconds", args.seconds, 3600),
+        ("fps", args.fps, 240),
+        ("tflops", TFLOPS if args.sustained_tflops is None else args.sustained_tflops, 1e9),
+        ("fp8_tflops", args.fp8_tflops, 1e9),
+        ("copy_gbps", GBPS if args.copy_gbps is None else args.copy_gbps, 1e9),
+        ("mux_megapixels", args.mux_megapixels, 1e9),
+        ("gpu_memory", 1.0 if args.gpu_memory is None else args.gpu_memory, 1e6),
+    ):
+        if not 0 < value <= high:  # refuses NaN, too
+            raise UsageError(f"{name} must be above 0 and at most {high:g}, got {value}")
+
+
+def is_full_size(model: str) -> bool:
+    """Whether ``model`` is the folder of a full-size checkpoint."""
+    return (Path(model) / "model_index.json").is_file()
+
+
+def _transformer_config(folder: Path) -> JavisDiTConfig:
+    path = folder / "transformer" / "config.json"
+    try:
+        return JavisDiTConfig.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"model {str(folder)!r}: {path} is not usable ({error}); convert it again") from None
+
+
+def _official(args: PlanArgs, config: JavisDiTConfig | None = None) -> tuple[JavisDiTConfig, Grid, dict[str, Any]]:
+    height, width = pixels(args.resolution, args.ratio)
     frames = math.ceil(round(args.seconds * args.fps, 6) / VAE_CHUNK) * VAE_CHUNK
-    config = JavisDiTConfig()
+    config = config or JavisDiTConfig()
     clip = {"height": height, "width": width, "frames": frames, "fps": args.fps, "seconds": frames / args.fps}
     return config, official_grid(config, frames, height, width, args.fps), clip
 
 
-def _pixels(resolution: str, ratio: str) -> tuple[int, int]:
+def pixels(resolution: str, ratio: str) -> tuple[int, int]:
+    """(height, width) of an official size or of WIDTHxHEIGHT.
+
+    Raises:
+        UsageError: no such size.
+    """
     from javis.data.sizes import SIZES, image_size
 
     match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", resolution.strip(), re.ASCII)
@@ -298,11 +340,13 @@ def _checkpoint(args: PlanArgs) -> tuple[JavisDiTConfig, Grid, dict[str, Any]]:
 
 def main(args: PlanArgs) -> None:
     """Entry of ``javis plan``."""
+    from javis.plan_stages import table
+
     facts = plan(args)
     if args.json:
         output().print(json.dumps(facts, indent=1))
         return
-    clip, tokens, flops, memory = facts["clip"], facts["tokens"], facts["tflop_per_step"], facts["memory_gb_bf16"]
+    clip, tokens, flops = facts["clip"], facts["tokens"], facts["tflop_per_step"]
     lines = [
         f"{facts['model']} model, {facts['parameters'] / 1e6:,.1f} M parameters",
         f"clip       {clip['width']}x{clip['height']}, {clip['frames']} frames at {clip['fps']:g} fps, "
@@ -312,12 +356,8 @@ def main(args: PlanArgs) -> None:
         f"per step   {flops['total']:.4g} TFLOP" + (" (with guidance)" if facts["guidance"] else ""),
         *(f"             {name:24s}{value:.4g}" for name, value in flops.items() if name != "total"),
         f"official   {facts['official_tflop_per_step']:.4g} TFLOP per step, as the official code repeats the priors",
-        f"per clip   {facts['clip_tflop']:.4g} TFLOP in {facts['steps']} steps",
-        f"memory     {memory['total']:.3g} GB in bf16: weights {memory['weights']:.3g}, conditioning "
-        f"{memory['conditioning']:.3g}, activations {memory['activations']:.3g} (rough)",
-        f"moved      {facts['gb_per_step_bf16']:.4g} GB per step in bf16, if every call reads and writes once",
-        f"time       {facts['denoise_seconds']:.3g} s at {facts['sustained_tflops']:g} TFLOP/s sustained; the steps "
-        f"{facts['roofline_seconds']:.3g} s where a call is held to {facts['copy_gbps']:g} GB/s as well",
+        f"per clip   {facts['clip_tflop']:.4g} TFLOP of denoising in {facts['steps']} steps",
+        *table(facts),
     ]
     for line in lines:
         output().print(line)

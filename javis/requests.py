@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from javis.errors import UsageError
 
@@ -39,6 +39,8 @@ def check_request(request: ClipRequest) -> None:
     """Raise `UsageError` for what no checkpoint can make. The checkpoint's own limits are checked when it is loaded."""
     if not request.prompt.strip():
         raise UsageError(f"the prompt is empty; expected a text {EXAMPLE}")
+    if not _is_text(request.prompt):
+        raise UsageError(f"the prompt is not text in UTF-8; expected a text {EXAMPLE}")
     if len(request.prompt) > MAX_PROMPT:
         raise UsageError(f"prompt of {len(request.prompt)} characters; expected at most {MAX_PROMPT}")
     if not 0 <= request.seed <= MAX_SEED:
@@ -49,20 +51,39 @@ def check_request(request: ClipRequest) -> None:
         raise UsageError(f"seconds must be a number above 0, got {request.seconds}")
 
 
-def read_requests(
-    path: Path, *, seed: int = 0, steps: int | None = None, seconds: float | None = None
-) -> list[ClipRequest]:
+class Fault(NamedTuple):
+    """Why a row of a CSV file makes no clip."""
+
+    line: int
+    message: str
+
+
+class Table(NamedTuple):
+    """The rows of a CSV file: what to make, and what is unusable."""
+
+    requests: list[ClipRequest]
+    faults: list[Fault]
+
+
+def _is_text(text: str) -> bool:
+    """False for bytes that are no UTF-8, which Python has smuggled into ``text`` as surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def read_requests(path: Path, *, seed: int = 0, steps: int | None = None, seconds: float | None = None) -> Table:
     """Read the rows of a CSV file; ``seed``, ``steps`` and ``seconds`` stand in for cells that are absent or empty.
 
     Raises:
-        UsageError: not a readable CSV file, or any row is unusable. The message names the lines; nothing is skipped.
+        UsageError: not a readable CSV file, or no row of it is usable. The message names the lines.
     """
     rows = _read_rows(path)
     requests: list[ClipRequest] = []
-    faults: list[tuple[int, str]] = []
+    faults: list[Fault] = []
     stems: dict[str, int] = {}
     for number, (line, row) in enumerate(rows):
         try:
+            if isinstance(row, str):
+                raise UsageError(row)
             request = _request(row, number, line, seed=seed, steps=steps, seconds=seconds)
             check_request(request)
             earlier = stems.setdefault(request.stem.lower(), line)
@@ -70,33 +91,34 @@ def read_requests(
                 raise UsageError(f"id {request.stem!r} is already on line {earlier}")
             requests.append(request)
         except UsageError as error:
-            faults.append((line, str(error)))
-    if faults:
-        raise UsageError(list_faults(path, faults))
-    if not requests:
+            faults.append(Fault(line, str(error)))
+    if not rows:
         raise UsageError(f"{path} has no rows; expected a header with 'prompt' or 'text' and a row for each clip")
-    return requests
+    if not requests:
+        raise UsageError(f"{path}: {list_faults(faults)}; nothing was generated")
+    return Table(requests, faults)
 
 
-def list_faults(path: Path, faults: Sequence[tuple[int, str]]) -> str:
-    """One line about all unusable rows, given as (line number, what is wrong)."""
+def list_faults(faults: Sequence[Fault]) -> str:
+    """A part of one line about all unusable rows."""
     shown = "; ".join(f"line {line}: {message[:300]}" for line, message in faults[:5])
     more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
-    return f"{path}: {len(faults)} unusable row{'s' * (len(faults) > 1)}, nothing was generated: {shown}{more}"
+    return f"{len(faults)} unusable row{'s' * (len(faults) > 1)}: {shown}{more}"
 
 
-def _read_rows(path: Path) -> list[tuple[int, Mapping[str, str]]]:
-    """Line numbers and cells by lower-case column name; "prompt" stands for either name of that column."""
+def _read_rows(path: Path) -> list[tuple[int, Mapping[str, str] | str]]:
+    """Line numbers and cells by lower-case column name, or what is wrong with the row.
+
+    "prompt" stands for either name of that column.
+    """
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = path.read_bytes().decode("utf-8-sig", errors="surrogateescape")  # a bad byte spoils its row only
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}; expected a CSV file") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"{path} is not text in UTF-8; expected a CSV file with a column 'prompt' or 'text'") from None
     if "\0" in text:
         raise UsageError(f"{path} holds zero bytes; expected a CSV file with a column 'prompt' or 'text'")
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    rows: list[tuple[int, Mapping[str, str]]] = []
+    rows: list[tuple[int, Mapping[str, str] | str]] = []
     try:
         header = [name.strip().lower() for name in next(reader, [])]
         names = [name for name in header if name in ("prompt", "text")]
@@ -110,12 +132,12 @@ def _read_rows(path: Path) -> list[tuple[int, Mapping[str, str]]]:
         for cells in reader:
             if not any(cell.strip() for cell in cells):
                 continue
+            row: Mapping[str, str] | str = dict(zip(header, cells, strict=False))
             if len(cells) > len(header):
-                raise UsageError(
-                    f"{path} line {reader.line_num}: {len(cells)} cells under {len(header)} columns; "
-                    "put a prompt with a comma in double quotes"
-                )
-            rows.append((reader.line_num, dict(zip(header, cells, strict=False))))
+                row = f"{len(cells)} cells under {len(header)} columns; put a prompt with a comma in double quotes"
+            if not all(map(_is_text, cells)):
+                row = "the row is not text in UTF-8; save the file in UTF-8"
+            rows.append((reader.line_num, row))
             if len(rows) > MAX_ROWS:
                 raise UsageError(f"{path} has more than {MAX_ROWS} rows; split it")
     except csv.Error as error:

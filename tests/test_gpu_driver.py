@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 if not (ROOT / "benchmarks/gpu/__main__.py").is_file():
     pytest.skip("needs a source tree", allow_module_level=True)
-from benchmarks import ladder  # noqa: E402
+from benchmarks import decode, end_to_end, ladder  # noqa: E402
 from benchmarks.gpu import __main__ as driver  # noqa: E402
 from benchmarks.gpu import calls, measure, probe, report, sections  # noqa: E402
 from benchmarks.gpu.sections import ORDER, Context, Step  # noqa: E402
@@ -125,7 +125,9 @@ def context(tmp_path: Path, dry: bool = False, **facts: Any) -> Context:
 def test_commands_on_a_gpu_have_the_options_they_are_given(tmp_path: Path) -> None:
     """What a dry run cannot show: the arguments that only a GPU gets."""
     parsers = {
+        "benchmarks.decode": decode.parser(),
         "benchmarks.ladder": ladder.parser(),
+        "benchmarks.end_to_end": end_to_end.parser(),
         "benchmarks.gpu.calls": calls.parser(),
         "benchmarks.gpu.measure": measure.parser(),
     }
@@ -155,7 +157,9 @@ def test_what_is_missing_leaves_out_what_needs_it(tmp_path: Path) -> None:
     for name in ("tests", "sanitizer", "build", "report"):
         reasons = [step.skip for step in sections.steps(name, bare) if step.skip]
         assert reasons, name
-    assert not any(step.skip for name in ("kernels", "model") for step in sections.steps(name, bare))
+    skipped = [step for name in ("kernels", "model") for step in sections.steps(name, bare) if step.skip]
+    assert [step.name for step in skipped] == ["end to end 512x512", "end to end 720p", "end to end 240p"]
+    assert all("diffusers" in str(step.skip) and "javis[full]" in str(step.skip) for step in skipped)
     assert "missing: the section `tests`" in probe.describe(bare.facts)
 
 
@@ -167,7 +171,7 @@ def test_sections_need_no_more_than_torch() -> None:
         f"class Blocked:\n    def find_spec(self, name, path=None, target=None):\n"
         f"        if name.split('.')[0] in {blocked!r}: raise ModuleNotFoundError(name)\n"
         "sys.meta_path.insert(0, Blocked())\n"
-        "import benchmarks.ladder, benchmarks.choices, benchmarks.roofline\n"
+        "import benchmarks.ladder, benchmarks.decode, benchmarks.choices, benchmarks.roofline\n"
         "from benchmarks.gpu import __main__, calls, loads, measure, probe, report\n"
         "arguments = ['--device', 'cpu', '--op', 'ada_layer_norm', '--most', '1', '--backends', 'cpu']\n"
         "assert calls.main(arguments) in (0, 1)\n"
@@ -211,11 +215,25 @@ def test_the_report_judges_the_bars(tmp_path: Path) -> None:
     one |= {"share_of_matmul": 0.5, "roofline_s": 4.0, "peak_memory_gb": 9.0, "error_rms": 0.01, "cold_s": 60.0}
     rows += [{**one, "rung": "graph", "s_p50": 5.1}, {**one, "rung": "fp8", "s_p50": 4.6}]
     assert [line[2:] for line in report.bars(rows)[-2:]] == [["5.10 s", "yes"], ["4.60 s", "**no**"]]
+    decoded = {
+        "bench": "decode",
+        "clip": "720p",
+        "dtype": "bfloat16",
+        "frames": 51,
+        "height": 720,
+        "width": 1280,
+        **WHERE,
+    }
+    decoded |= {"p20_s": 1.0, "p50_s": 1.0, "p80_s": 1.0, "cpu_s": None, "times_eager_cpu": None, "tflop": 3.0}
+    decoded |= {"peak_bytes": 2_500_000_000, "commit": "c", "date": "d"}
+    rows += [{**decoded, "variant": name, "times_eager": gain} for name, gain in (("eager", 1.0), ("ours", 2.6))]
+    assert report.bars(rows)[-1] == ["decode 720p, bfloat16", ">= 2.5 x eager", "2.60 x", "yes"]
     (tmp_path / "gpu.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     assert report.main(["--results", str(tmp_path), "--device", "gpu"]) == 0
     page = (tmp_path / "gpu.md").read_text()
     assert "| 512x512 | with | 30 | graph | 5.0 | 5.1 | 5.2 | 10, x 3 |" in page and "torch 2.11" in page
     assert "| factorized_attention | temporal-512x512-bfloat16 | backward | triton | 2.0 |" in page
+    assert "| 720p | 51 x 720 x 1280 | bfloat16 | ours | 1.0 | 1.0 | 1.0 | - | 3.0 | 2.6 | - | 2.50 |" in page
     assert report.main(["--results", str(tmp_path), "--device", "other"]) == 1
 
 

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-import sys
-import types
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
 if not (ROOT / "benchmarks/ladder.py").is_file():
     pytest.skip("needs a source tree", allow_module_level=True)
-from benchmarks import fp8, ladder, rungs  # noqa: E402
+from benchmarks import ladder, rungs  # noqa: E402
 from javis.model.ops import ModelOps  # noqa: E402
-from javis.plan import PlanArgs, plan  # noqa: E402
+from javis.plan import PlanArgs, counts  # noqa: E402
+from javis.precision import precision_of  # noqa: E402
 
 QUICK = ["--quick", "--device", "cpu", "--repeats", "2", "--sample-seconds", "0.001", "--steps", "3", "1"]
 
@@ -101,65 +100,24 @@ def test_a_graph_that_keeps_the_first_time_is_found(monkeypatch: pytest.MonkeyPa
     assert made.replay is stale and torch.equal(made.timesteps, steps) and made.dt.item() == 0.5
 
 
-def test_fp8_products_are_near_and_norms_feed_them() -> None:
-    generator = torch.Generator().manual_seed(0)
-    linear = nn.Linear(96, 32).requires_grad_(False)
-    x = 3 * torch.randn(2, 5, 96, generator=generator)
-    x[:, 1] *= 1e5  # every row needs a scale of its own
-    expected, actual = linear(x), fp8.Fp8Linear(linear.bfloat16())(x.bfloat16()).float()
-    error = (actual - expected).square().mean(-1).sqrt() / expected.square().mean(-1).sqrt()
-    assert error.max() < 0.06  # half a unit of three bits of mantissa, twice, averaged over 96 products
-    with pytest.raises(ValueError, match=r"16 divides, got \(32, 100\)"):
-        fp8.Fp8Linear(nn.Linear(100, 32))
+def test_fp8_rungs_are_the_precisions_of_the_model() -> None:
+    """tests/test_precision.py is about the layers themselves."""
     made = runner("fp8")
-    layer = made.model._layers[0]
-    assert isinstance(layer.video_spatial.attn.qkv, fp8.Fp8Linear) and layer.video_prior is not None
-    assert isinstance(layer.video_prior.mlp.fc1, fp8.Fp8Linear) and isinstance(
-        layer.video_prior.spatial.attn.q, nn.Linear
-    )
-    seen = []
-    layer.video_spatial.attn.qkv.register_forward_pre_hook(lambda module, args: seen.append(type(args[0])))
-    for block in fp8.blocks(layer).values():
-        block._compiled_call_impl = None  # hooks of parts do not run in compiled code
+    assert precision_of(made.model) == {"precision": "fp8", "keep": []}
     made.start()
-    assert set(seen) == {fp8.Quantised}
-
-
-def test_transformer_engine_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a stand-in of the same interface: the layers get the weights, and the result is that of the model."""
-    entered = []
-
-    class Autocast:
-        def __init__(self, *, enabled: bool) -> None:
-            entered.append(enabled)
-
-        def __enter__(self) -> None: ...
-        def __exit__(self, *error: object) -> None: ...
-
-    def linear(
-        size_in: int, size_out: int, *, bias: bool, params_dtype: torch.dtype, device: torch.device
-    ) -> nn.Linear:
-        return nn.Linear(size_in, size_out, bias=bias, dtype=params_dtype, device=device)
-
-    te = types.ModuleType("transformer_engine.pytorch")
-    te.Linear, te.fp8_autocast = linear, Autocast  # type: ignore[attr-defined]
-    package = types.ModuleType("transformer_engine")
-    package.pytorch = te  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "transformer_engine", package)
-    monkeypatch.setitem(sys.modules, "transformer_engine.pytorch", te)
-    found = runner("fp8_te")
-    found.start()
     plain = runner("fused")
     plain.start()
-    assert entered and set(entered) == {True}
-    assert ladder.difference(found.first_velocity(), plain.first_velocity())[1] < 0.02
+    assert 0.001 < ladder.difference(made.first_velocity(), plain.first_velocity())[1] < ladder.FP8_LIMIT
+    assert (
+        rungs.why_not("fp8_te", "cpu") == "transformer_engine is not installed" and rungs.why_not("fp8", "cpu") is None
+    )
 
 
 def test_the_clips_are_those_of_the_plan() -> None:
     for name, tokens in (("240p", 15 * 405), ("512x512", 15 * 1024), ("720p", 15 * 3600)):
         clip = rungs.official_clip(name)
         assert (clip.grid.video, clip.grid.audio, clip.config.depth) == (tokens, 224, 28)
-        assert plan(PlanArgs(resolution=name))["tokens"]["video"] == tokens
+        assert counts(PlanArgs(resolution=name))["tokens"]["video"] == tokens
 
 
 @pytest.mark.parametrize(

@@ -192,7 +192,8 @@ def test_defaults_come_from_the_checkpoint(checkpoint: Path, pipeline: JavisPipe
     clips = pipeline(PROMPTS[0])
     assert (clips.steps, clips.guidance) == (sampling["steps"], sampling["guidance"])
     assert (clips.fps, clips.sample_rate, clips.seconds) == (16, 16000, 2.0)
-    assert set(clips.seconds_per_stage) == {"text", "denoise", "decode"}
+    stages = {"text", "prior", "condition", "denoise", "video_decode", "audio_decode"}
+    assert set(clips.seconds_per_stage) == stages
     assert all(value >= 0 for value in clips.seconds_per_stage.values())
 
 

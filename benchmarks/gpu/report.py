@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.sections import ORDER
-from benchmarks.tables import kernel_sections, ladder_sections, table
+from benchmarks.tables import decode_sections, end_to_end_sections, kernel_sections, ladder_sections, table
 
 ROOT = Path(__file__).resolve().parents[2]
 Row = dict[str, Any]
@@ -90,6 +90,9 @@ def bars(rows: Sequence[Row]) -> list[list[object]]:
         if best is not None:
             what = f"denoise {clip}, 30 steps, guidance, {best['rung']}"
             judge(what, f"<= {goal} s", best["s_p50"], best["s_p50"] <= goal, "s")
+    for row in newest((r for r in rows if r.get("bench") == "decode" and r["variant"] == "ours"), "clip", "dtype"):
+        gain = row["times_eager"]
+        judge(f"decode {row['clip']}, {row['dtype']}", ">= 2.5 x eager", gain, gain is not None and gain >= 2.5)
     return lines
 
 
@@ -118,6 +121,8 @@ def page(rows: Sequence[Row], state: Path | None) -> str:
     if found:
         text += "\n## Bars\n\n" + table(["what", "goal", "measured", "reached"], found)
     text += ladder_sections([row for row in rows if row.get("bench") == "ladder"])
+    text += decode_sections([row for row in rows if row.get("bench") == "decode"])
+    text += end_to_end_sections([row for row in rows if row.get("bench") == "end_to_end"])
     text += kernel_sections([row for row in rows if "op" in row])
     ended = sections_table(state) if state is not None else ""
     return text + (f"\n## Sections\n\n{ended}" if ended else "")

@@ -15,6 +15,7 @@ ORDER = ("env", "build", "tests", "sanitizer", "kernels", "model", "report")
 # In the order of what is wanted first, should the time run out.
 CLIPS = (("512x512", "with"), ("720p", "with"), ("240p", "with"))
 CLIPS += tuple((clip, "without") for clip, _ in CLIPS)
+FULL = ("diffusers", "transformers", "safetensors", "huggingface-hub", "av", "rich")  # what the pipeline imports
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +187,7 @@ def op_names() -> tuple[str, ...]:
 
 
 def model(c: Context) -> list[Step]:
-    """The latency ladder."""
+    """The latency ladder, the decode of the video latents, and the whole pipeline from the prompt to the file."""
     common: tuple[object, ...] = ("--device", c.device, "--results", c.results, "--profile", c.out / "profile")
     if c.dry:
         c.results.mkdir(parents=True, exist_ok=True)
@@ -203,13 +204,38 @@ def model(c: Context) -> list[Step]:
         )
         rungs = ("--rungs", "upstream", "eager", "fused", "graph", "fp8", "fp8_te")
         command = c.module("benchmarks.ladder", *common, *quick, *rungs, "--json", c.out / "ladder.json")
-        return [Step(name="ladder", command=command, seconds=240, show=10)]
+        decode = c.module("benchmarks.decode", "--quick", "--repeats", 1, "--results", c.results)
+        return [
+            Step(name="ladder", command=command, seconds=240, show=10),
+            Step(name="decode", command=decode, seconds=120, show=10),
+            *end_to_end(c),
+        ]
     made = []
     for clip, guidance in CLIPS:
         out = c.out / f"ladder-{clip}-{guidance}.json"
         options = ("--clips", clip, "--guidance", guidance, "--limit", 240, "--json", out)
         command = c.module("benchmarks.ladder", *common, *options)
         made.append(Step(name=f"ladder {clip} {guidance} guidance", command=command, seconds=420, show=30))
+    for clip, _ in CLIPS[:3]:
+        options = ("--clips", clip, "--dtypes", "bfloat16", "--device", c.device, "--results", c.results)
+        made.append(Step(name=f"decode {clip}", command=c.module("benchmarks.decode", *options), seconds=300, show=10))
+    return [*made, *end_to_end(c)]
+
+
+def end_to_end(c: Context) -> list[Step]:
+    """Every stage of the pipeline with random weights of full size, a clip a step."""
+    missing = [name for name in FULL if not c.has(name)]
+    reason = f"{', '.join(missing)} missing: pip install 'javis[full]'" if missing else None
+    common: tuple[object, ...] = ("--device", c.device, "--results", c.results)
+    if c.dry:
+        quick = ("--size", "toy", "--steps", 2, "--repeats", 1, "--json", c.out / "end_to_end.json")
+        command = c.module("benchmarks.end_to_end", *common, *quick)
+        return [Step(name="end to end", command=command, seconds=240, show=10, skip=reason)]
+    made = []
+    for clip in ("512x512", "720p", "240p"):
+        options = ("--clips", clip, "--limit", 240, "--json", c.out / f"end_to_end-{clip}.json")
+        command = c.module("benchmarks.end_to_end", *common, *options)
+        made.append(Step(name=f"end to end {clip}", command=command, seconds=440, show=20, skip=reason))
     return made
 
 

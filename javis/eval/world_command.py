@@ -53,7 +53,7 @@ def main(args: EvalWorldArgs) -> None:
             check_writable(path)
     if not 1 <= args.batch_size <= 1024:
         raise UsageError(f"batch size must be a whole number from 1 to 1024, got {args.batch_size}")
-    from javis.clips import checkpoint_fingerprint
+    from javis.clip_files import checkpoint_fingerprint
     from javis.eval.world_report import run
     from javis.pipeline import JavisPipeline
 

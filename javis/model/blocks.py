@@ -6,9 +6,9 @@ values of captions and priors) are computed once per clip by ``condition`` metho
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -127,6 +127,7 @@ class TransformerBlock(nn.Module):
     def __init__(self, config: JavisDiTConfig, ops: ModelOps, axis: str) -> None:
         super().__init__()
         c, self.ops = config, ops
+        self.mlp_ops = ops  # of the norm before the MLP and of the MLP; javis/precision.py lets that norm write float8
         self.modulation = nn.Parameter(torch.randn(6, c.hidden_size) / c.hidden_size**0.5)
         self.attn = SelfAttention(c, ops, axis)
         self.text = CrossAttention(c.hidden_size, c.num_heads, ops)
@@ -138,10 +139,10 @@ class TransformerBlock(nn.Module):
         y = ops.ada_layer_norm(x, a.shift, a.scale, shift0=a.shift0, scale0=a.scale0, frame_mask=mask)
         x = ops.gated_residual(x, self.attn(y, step.frames, step.rope), a.gate, gate0=a.gate0, frame_mask=mask)
         told = self.text.proj(ops.text_cross_attention(self.text.q(x), text.k, text.v, mask=text_mask))
-        x, y = ops.gated_residual_ada_layer_norm(
+        x, y = self.mlp_ops.gated_residual_ada_layer_norm(
             x, told, None, m.shift, m.scale, shift0=m.shift0, scale0=m.scale0, frame_mask=mask
         )
-        h = self.mlp.fc2(ops.gelu_linear(y, self.mlp.fc1.weight, self.mlp.fc1.bias))
+        h = self.mlp.fc2(self.mlp_ops.gelu_linear(y, self.mlp.fc1.weight, self.mlp.fc1.bias))
         return ops.gated_residual(x, h, m.gate, gate0=m.gate0, frame_mask=mask)
 
 
@@ -200,6 +201,7 @@ class PriorBlock(nn.Module):
     def __init__(self, config: JavisDiTConfig, ops: ModelOps) -> None:
         super().__init__()
         c, self.ops = config, ops
+        self.mlp_ops = ops  # as in TransformerBlock
         self.modulation = nn.Parameter(torch.randn(9, c.hidden_size) / c.hidden_size**0.5)
         self.spatial = PriorAttention(c, ops)
         self.temporal = PriorAttention(c, ops)
@@ -209,12 +211,12 @@ class PriorBlock(nn.Module):
         ops, mask = self.ops, step.frame_mask
         s, t, m = modulations(self.modulation, step.prior_time, step.prior_time0)
         y = ops.ada_layer_norm(x, s.shift, s.scale, shift0=s.shift0, scale0=s.scale0, frame_mask=mask)
-        for attention, told, spatially, now, after in (
-            (self.spatial, spatial, True, s, t),
-            (self.temporal, temporal, False, t, m),
+        for attention, told, spatially, now, after, norm in (
+            (self.spatial, spatial, True, s, t, ops),
+            (self.temporal, temporal, False, t, m, self.mlp_ops),
         ):
             h = attention(y, told, step.frames, spatially)
-            x, y = ops.gated_residual_ada_layer_norm(
+            x, y = norm.gated_residual_ada_layer_norm(
                 x,
                 h,
                 now.gate,
@@ -225,8 +227,13 @@ class PriorBlock(nn.Module):
                 scale0=after.scale0,
                 frame_mask=mask,
             )
-        h = self.mlp.fc2(ops.gelu_linear(y, self.mlp.fc1.weight, self.mlp.fc1.bias))
+        h = self.mlp.fc2(self.mlp_ops.gelu_linear(y, self.mlp.fc1.weight, self.mlp.fc1.bias))
         return ops.gated_residual(x, h, m.gate, gate0=m.gate0, frame_mask=mask)
+
+
+def layer_norm(x: Tensor) -> Tensor:
+    """LayerNorm over channels without affine parameters, [B, N, C]."""
+    return F.layer_norm(x, x.shape[-1:], eps=1e-6)
 
 
 class BidirectionalBlock(nn.Module):
@@ -238,6 +245,9 @@ class BidirectionalBlock(nn.Module):
     def __init__(self, config: JavisDiTConfig, ops: ModelOps) -> None:
         super().__init__()
         self.ops, self.heads = ops, config.bidirectional_heads
+        # javis/precision.py lets them write float8, for the products that follow.
+        self.video_norm: Callable[[Tensor], Any] = layer_norm
+        self.audio_norm: Callable[[Tensor], Any] = layer_norm
         c, inner = config.hidden_size, config.bidirectional_size
         self.video_scale = nn.Parameter(torch.full((c,), 1e-4))
         self.audio_scale = nn.Parameter(torch.full((c,), 1e-4))
@@ -264,8 +274,7 @@ class BidirectionalBlock(nn.Module):
 
     def forward(self, video: Tensor, audio: Tensor, clock: tuple[Rope, Rope] | None = None) -> tuple[Tensor, Tensor]:
         """[B, Nv, C], [B, Na, C] -> the same shapes; ``clock``: RoPE tables of the video's and the audio's tokens."""
-        v = F.layer_norm(video, video.shape[-1:], eps=1e-6)
-        a = F.layer_norm(audio, audio.shape[-1:], eps=1e-6)
+        v, a = self.video_norm(video), self.audio_norm(audio)
         q_video, q_audio = self.video_q(v), self.audio_q(a)
         if clock is not None:
             q_video, q_audio = self._rotate(q_video, clock[0]), self._rotate(q_audio, clock[1])
@@ -303,7 +312,7 @@ class FinalLayer(nn.Module):
             y = torch.where(keep, y.unflatten(1, (frames, -1)), twice.unflatten(1, (frames, -1))).flatten(1, 2)
         if not self.wide:
             return self.linear(y)
-        with torch.autocast(y.device.type, enabled=False):
+        with torch.autocast("cpu" if y.is_meta else y.device.type, enabled=False):
             bias = None if self.linear.bias is None else self.linear.bias.float()
             return F.linear(y.float(), self.linear.weight.float(), bias)
 
@@ -320,6 +329,10 @@ class JavisLayer(nn.Module):
         self.video_prior = PriorBlock(config, ops) if config.use_prior else None
         self.audio_prior = PriorBlock(config, ops) if config.use_prior else None
         self.bidirectional = BidirectionalBlock(config, ops) if config.use_bidirectional else None
+
+    def blocks(self) -> dict[str, nn.Module]:
+        """The sub-blocks by name, in the order they run; those this model has."""
+        return {name: block for name, block in self.named_children() if block is not None}
 
 
 __all__ = [

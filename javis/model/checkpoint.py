@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
@@ -57,6 +57,7 @@ _INNER = [
     ("cross_attn.proj.", "text.proj."),
 ]
 _PRIOR_PROJ = "{axis}_cross_attn.proj."
+ANALYTIC = ("rope.freqs", "inv_freq")  # buffers that follow from the sizes
 
 
 def _rename(name: str, *, official: bool, prior_attention: bool) -> str:
@@ -88,12 +89,28 @@ def _rename_inner(rest: str, source: int, target: int, prior_attention: bool) ->
     return rest
 
 
+def official_names(names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+    """Our name of every official parameter name, and the names that are no part of an official model.
+
+    Analytic buffers (RoPE and position frequencies) are in neither.
+    """
+    given = [name for name in names if not name.endswith(ANALYTIC)]
+    prior_attention = any("prior_blocks" in n and ".q_linear." in n for n in given)
+    known, unknown = {}, []
+    for name in given:
+        try:
+            known[name] = _rename(name, official=True, prior_attention=prior_attention)
+        except KeyError:
+            unknown.append(name)
+    return known, unknown
+
+
 def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """State dict with official names -> ours. Analytic buffers (RoPE frequencies) are dropped; KeyError on others."""
     prior_attention = any("prior_blocks" in n and ".q_linear." in n for n in state)
     renamed = {}
     for name, value in state.items():
-        if name.endswith(("rope.freqs", "inv_freq")):
+        if name.endswith(ANALYTIC):
             continue
         renamed[_rename(name, official=True, prior_attention=prior_attention)] = value
     return renamed

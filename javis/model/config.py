@@ -120,6 +120,11 @@ class JavisDiTConfig:
     @classmethod
     def from_official(cls, values: dict[str, Any]) -> JavisDiTConfig:
         """Translate the constructor arguments of the official VASTDiT3. Fields without a meaning here are ignored."""
+        return cls(**cls.official_fields(values))
+
+    @classmethod
+    def official_fields(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """The fields that the official constructor arguments set, without defaults."""
         known = {f.name for f in fields(cls)}
         renamed = {_OFFICIAL_FIELDS.get(name, name): value for name, value in values.items()}
-        return cls(**{name: value for name, value in renamed.items() if name in known})
+        return {name: value for name, value in renamed.items() if name in known}

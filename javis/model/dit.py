@@ -7,6 +7,8 @@ Read this file first, then blocks.py (what a layer does) and ops.py (the operati
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
@@ -104,6 +106,8 @@ class JavisDiT(nn.Module):
         self.layers = nn.ModuleList(JavisLayer(c, ops) for _ in range(c.depth))
         self.video_final = FinalLayer(c, ops, math.prod(c.video_patch) * c.video_out_channels)
         self.audio_final = FinalLayer(c, ops, math.prod(c.audio_patch) * c.audio_out_channels)
+        # What a step runs in: javis/precision.py puts a library's FP8 context here.
+        self.step_context: Callable[[], AbstractContextManager[None]] = nullcontext
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -288,6 +292,18 @@ class JavisDiT(nn.Module):
         Raises:
             ValueError: latents or masks that do not fit the conditioning.
         """
+        with self.step_context():
+            return self._denoise(video, audio, timestep, condition, video_mask, audio_mask)
+
+    def _denoise(
+        self,
+        video: Tensor,
+        audio: Tensor,
+        timestep: Tensor,
+        condition: Conditioning,
+        video_mask: Tensor | None,
+        audio_mask: Tensor | None,
+    ) -> Velocity:
         c = self.config
         if tuple(video.shape[2:]) != condition.video_sizes or tuple(audio.shape[2:]) != condition.audio_sizes:
             raise ValueError(

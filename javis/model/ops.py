@@ -162,7 +162,7 @@ def fold_prior(
     heads, size = k.shape[1], k.shape[3]
     dtype = q_weight.dtype
     wide = torch.promote_types(dtype, torch.float32)
-    with torch.autocast(k.device.type, enabled=False):
+    with torch.autocast("cpu" if k.is_meta else k.device.type, enabled=False):
         k, v, q_weight, q_bias, out_weight, out_bias = (
             x.to(wide) for x in (k * size**-0.5, v, q_weight, q_bias, out_weight, out_bias)
         )

@@ -32,7 +32,15 @@ KL_WEIGHT = 1e-6  # weight of the KL term in the total loss (official value)
 LOGVAR_RANGE = (-30.0, 20.0)
 
 # Official constructor names on the left, ours on the right; the rest has the same name or no meaning here.
-_OFFICIAL_FIELDS = {"text_emb_dim": "text_channels", "audio_patch_size": "audio_patch", "nhead": "num_heads"}
+_OFFICIAL_FIELDS = {
+    "text_emb_dim": "text_channels",
+    "video_in_channel": "video_channels",
+    "video_patch_size": "video_patch",
+    "video_input_sq_size": "input_sq_size",
+    "audio_in_channel": "audio_channels",
+    "audio_patch_size": "audio_patch",
+    "nhead": "num_heads",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +52,7 @@ class PriorConfig:
     temporal_token_num: int = 32  # Nt
     hidden_size: int = 512  # width of the transformer
     out_dim: int = 128  # C, width of the prior tokens
-    num_heads: int = 8
+    num_heads: int = 4
     num_encoder_layers: int = 4
     num_decoder_layers: int = 4
     ffn_size: int | None = None  # None: 4 * hidden_size
@@ -55,7 +63,7 @@ class PriorConfig:
     video_channels: int = 4  # channels of the video latents
     video_patch: tuple[int, int, int] = (1, 2, 2)
     audio_channels: int = 8  # channels of the audio latents
-    audio_patch: tuple[int, int] = (4, 1)
+    audio_patch: tuple[int, int] = (2, 2)
     va_num_heads: int = 4  # heads of the embedding network and the discriminator
     qk_norm: bool = True  # RMS norm of q and k in the discriminator
     input_sq_size: int = 512  # side in pixels for which the position grid has unit step
@@ -89,14 +97,19 @@ class PriorConfig:
     @classmethod
     def from_official(cls, values: dict[str, Any], state: Mapping[str, Tensor]) -> PriorConfig:
         """Translate the official STPriorExtractor's constructor arguments; sizes they leave out come from ``state``."""
-        known = {f.name for f in fields(cls)}
-        renamed = {_OFFICIAL_FIELDS.get(name, name): value for name, value in values.items()}
         sizes: dict[str, Any] = {"ffn_size": state["prior_extractor.decoder.layers.0.linear1.weight"].shape[0]}
         if (video := state.get("video_embedder.proj.weight")) is not None:
             sizes |= {"video_channels": video.shape[1], "video_patch": tuple(video.shape[2:])}
         if (audio := state.get("audio_embedder.weight")) is not None:
             sizes |= {"audio_channels": audio.shape[1], "audio_patch": tuple(audio.shape[2:])}
-        return cls(**{name: value for name, value in (sizes | renamed).items() if name in known})
+        return cls(**(sizes | cls.official_fields(values)))
+
+    @classmethod
+    def official_fields(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """The fields that the official constructor arguments set, without defaults."""
+        known = {f.name for f in fields(cls)}
+        renamed = {_OFFICIAL_FIELDS.get(name, name): value for name, value in values.items()}
+        return {name: value for name, value in renamed.items() if name in known}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from javis.flow import NUM_TIMESTEPS, _spread, add_noise
 from javis.kernels.ops.flow_update.api import flow_update
-from javis.model.dit import Conditioning, JavisDiT, Velocity
+from javis.model.dit import Conditioning, Velocity
 
 
 class Guidance(NamedTuple):
@@ -18,6 +18,26 @@ class Guidance(NamedTuple):
 
     video: float
     audio: float
+
+
+StepEnd = Callable[[int, float, Tensor, Tensor], "tuple[Tensor, Tensor] | None"]
+
+
+class Denoiser(Protocol):
+    """What predicts velocities: a `JavisDiT`, or what stands in for it (:mod:`javis.sample.graph`)."""
+
+    def denoise(
+        self,
+        video: Tensor,
+        audio: Tensor,
+        timestep: Tensor,
+        condition: Conditioning,
+        *,
+        video_mask: Tensor | None = None,
+        audio_mask: Tensor | None = None,
+    ) -> Velocity:
+        """See :meth:`javis.model.dit.JavisDiT.denoise`."""
+        ...
 
 
 class Step(NamedTuple):
@@ -43,7 +63,7 @@ def _masked_input(z: Tensor, mask: Tensor, active: Tensor, t: Tensor, noise: Ten
 
 @torch.no_grad()
 def sample(
-    model: JavisDiT,
+    model: Denoiser,
     video: Tensor,
     audio: Tensor,
     condition: Conditioning,
@@ -54,6 +74,7 @@ def sample(
     audio_mask: Tensor | None = None,
     draw_noise: Callable[[Tensor], Tensor] | None = None,
     callback: Callable[[Step], None] | None = None,
+    on_step_end: StepEnd | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Integrate from noise to latents.
 
@@ -69,6 +90,8 @@ def sample(
         draw_noise: makes the noise for frames that become active, called with the latents once per step and modality,
             video first; default is ``torch.randn_like``.
         callback: sees every step before its update.
+        on_step_end: called after every update with (number, timestep, video, audio); what it returns, if anything, goes
+            on in place of the latents. Must keep their shapes.
 
     Returns:
         Final latents of video and audio.
@@ -103,11 +126,19 @@ def sample(
         video, audio = flow_update(
             video, audio, out.video, out.audio, dt, scales.video, scales.audio, video_mask=v_on, audio_mask=a_on
         )
+        if on_step_end is not None and (replaced := on_step_end(i, float(now), video, audio)) is not None:
+            video, audio = _replaced(video, replaced[0]), _replaced(audio, replaced[1])
     return video, audio
 
 
+def _replaced(old: Tensor, new: Tensor) -> Tensor:
+    if new.shape != old.shape:
+        raise ValueError(f"on_step_end gave latents {list(new.shape)} in place of {list(old.shape)}")
+    return new.to(old)
+
+
 def _predict(
-    model: JavisDiT,
+    model: Denoiser,
     video: Tensor,
     audio: Tensor,
     t: Tensor,

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from javis.flow import timesteps
-from javis.model.dit import Conditioning, JavisDiT
-from javis.sample.euler import Guidance, Step, sample
+from javis.model.dit import Conditioning
+from javis.sample.euler import Denoiser, Guidance, Step, StepEnd, sample
 
 Order = Literal["together", "sound_first"]
 
 
 def sample_in_order(
-    model: JavisDiT,
+    model: Denoiser,
     video: Tensor,
     audio: Tensor,
     condition: Conditioning,
@@ -26,6 +26,7 @@ def sample_in_order(
     ratio: float = 1.0,
     guidance: Guidance | float = 1.0,
     callback: Callable[[Step], None] | None = None,
+    on_step_end: StepEnd | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Integrate from noise to latents with ``steps`` evaluations of the model in all.
 
@@ -40,6 +41,7 @@ def sample_in_order(
         order: "together" or "sound_first".
         ratio: shift of the timesteps towards noise (:func:`javis.flow.timesteps`), for each part.
         callback: sees every step before its update; numbers go on through both parts.
+        on_step_end: called after every update and may replace the latents, as in :func:`javis.sample.sample`.
 
     Raises:
         ValueError: an unknown order, or fewer than one step.
@@ -49,7 +51,16 @@ def sample_in_order(
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     first = steps if order == "together" or steps == 1 else (steps + 1) // 2
-    made = sample(model, video, audio, condition, timesteps(first, ratio), guidance=guidance, callback=callback)
+    made = sample(
+        model,
+        video,
+        audio,
+        condition,
+        timesteps(first, ratio),
+        guidance=guidance,
+        callback=callback,
+        on_step_end=on_step_end,
+    )
     if first == steps:
         return made
     return sample(
@@ -62,4 +73,5 @@ def sample_in_order(
         audio_mask=audio.new_zeros(len(audio), audio.shape[2]),
         draw_noise=torch.zeros_like,  # no frame becomes active on the way, so none is used
         callback=None if callback is None else lambda step: callback(step._replace(number=first + step.number)),
+        on_step_end=None if on_step_end is None else lambda i, *rest: on_step_end(first + i, *rest),
     )

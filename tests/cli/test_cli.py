@@ -149,7 +149,7 @@ def test_signals_end_it_in_one_line_without_half_files(tmp_path: Path, number: s
 
 
 def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
-    line = f"{sys.executable} -m javis plan --json | head -1"
+    line = f"{sys.executable} -m javis plan --model demo --json | head -1"
     done = subprocess.run(
         ["bash", "-c", line],
         capture_output=True,

@@ -36,7 +36,8 @@ def write_csv(path: Path, rows: list[list[object]]) -> Path:
 )
 def test_good_rows_come_back_as_written(tmp_path: Path, rows: list[tuple[str, int, int, float]]) -> None:
     table = [["id", "Text", "seed", "steps", "seconds"], *([f"clip{i}", *row] for i, row in enumerate(rows))]
-    requests = read_requests(write_csv(tmp_path / "p.csv", table))
+    requests, faults = read_requests(write_csv(tmp_path / "p.csv", table))
+    assert not faults
     assert [(r.stem, r.prompt, r.seed, r.steps, r.seconds) for r in requests] == [
         (f"clip{i}", text.strip(), seed, steps, seconds) for i, (text, seed, steps, seconds) in enumerate(rows)
     ]
@@ -49,8 +50,7 @@ def test_any_bytes_are_read_or_refused_in_one_line(tmp_path: Path, data: bytes) 
     path.write_bytes(data)
     said = "p.csv"
     try:
-        requests = read_requests(path)
-        assert requests
+        assert read_requests(path).requests
     except UsageError as error:
         said = str(error)
     assert "p.csv" in said
@@ -62,9 +62,10 @@ def test_any_text_under_a_header_is_read_or_refused(tmp_path: Path, text: str, h
     path = tmp_path / "p.csv"
     path.write_bytes((header + text).encode())
     try:
-        requests = read_requests(path)
+        requests, faults = read_requests(path)
     except UsageError:
         return
+    assert not {request.line for request in requests} & {fault.line for fault in faults}
     for request in requests:
         check_request(request)
         assert (tmp_path / f"{request.stem}.mp4").parent == tmp_path
@@ -73,10 +74,13 @@ def test_any_text_under_a_header_is_read_or_refused(tmp_path: Path, text: str, h
 
 def test_defaults_fill_empty_cells(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "p.csv", [["prompt", "seed"], ["A Red ball!", ""], ["", ""], ["a box", "77"]])
-    assert read_requests(path, seed=5, steps=3, seconds=1.5) == [
-        ClipRequest("0001-a-red-ball", "A Red ball!", 5, 3, 1.5, line=2),
-        ClipRequest("0002-a-box", "a box", 77, 3, 1.5, line=4),
-    ]
+    assert read_requests(path, seed=5, steps=3, seconds=1.5) == (
+        [
+            ClipRequest("0001-a-red-ball", "A Red ball!", 5, 3, 1.5, line=2),
+            ClipRequest("0002-a-box", "a box", 77, 3, 1.5, line=4),
+        ],
+        [],
+    )
 
 
 @pytest.mark.parametrize(
@@ -98,19 +102,38 @@ def test_defaults_fill_empty_cells(tmp_path: Path) -> None:
         ([["prompt", "seed"], ["", "4"]], "line 2: the prompt is empty"),
         ([["prompt"], ["a" * (MAX_PROMPT + 1)]], "line 2: prompt of 1001 characters"),
         ([["prompt", "id"], ["a", "../../etc"]], "is not a file name"),
-        ([["prompt", "id"], ["a", "x"], ["b", "X"]], "line 3: id 'X' is already on line 2"),
     ],
 )
-def test_unusable_files_are_refused_by_line(tmp_path: Path, rows: list[list[object]], message: str) -> None:
+def test_files_without_a_usable_row_are_refused_by_line(tmp_path: Path, rows: list[list[object]], message: str) -> None:
     with pytest.raises(UsageError) as caught:
         read_requests(write_csv(tmp_path / "p.csv", rows))
     assert message in str(caught.value)
 
 
 def test_all_faults_are_counted_and_the_first_are_named(tmp_path: Path) -> None:
-    rows: list[list[object]] = [["prompt", "steps"], *([["fine", "4"], ["bad", "0"]] * 7)]
-    with pytest.raises(UsageError, match=r"7 unusable rows, nothing was generated: line 3: .*line 11: .*; and 2 more$"):
+    rows: list[list[object]] = [["prompt", "steps"], *([["bad", "0"]] * 7)]
+    with pytest.raises(UsageError, match=r"7 unusable rows: line 2: .*line 6: .*; and 2 more; nothing was generated$"):
         read_requests(write_csv(tmp_path / "p.csv", rows))
+
+
+def test_unusable_rows_are_named_and_the_others_come_back(tmp_path: Path) -> None:
+    rows: list[list[object]] = [
+        ["prompt", "id", "steps"],
+        ["a ball", "x", ""],
+        ["a box", "X", ""],
+        ["a bell", "y", "0"],
+        ["a", "red", "3", "ball"],
+        ["", "z", "4"],
+        ["a bell", "y", "5"],
+    ]
+    requests, faults = read_requests(write_csv(tmp_path / "p.csv", rows), seed=10)
+    # The seed of a row without one counts rows, so that it stays the same when another row is corrected.
+    assert [(r.stem, r.seed, r.steps, r.line) for r in requests] == [("x", 10, None, 2), ("y", 15, 5, 7)]
+    assert [fault.line for fault in faults] == [3, 4, 5, 6]
+    for fault, message in zip(
+        faults, ("already on line 2", "steps must be", "4 cells under 3", "is empty"), strict=True
+    ):
+        assert message in fault.message
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00random", b"prompt\na\0b\n", b'prompt\n"never closed\n'])

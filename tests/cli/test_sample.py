@@ -172,8 +172,8 @@ def test_a_failure_while_writing_leaves_no_file(
     def fail(*args: object, **kwargs: object) -> None:
         raise error
 
-    target = {"write_clip": "javis.clips.write_clip", "contact_sheet": "javis.contact_sheet.contact_sheet"}
-    monkeypatch.setattr(target.get(stage, "javis.clips.json.dumps"), fail)
+    target = {"write_clip": "javis.clip_files.write_clip", "contact_sheet": "javis.contact_sheet.contact_sheet"}
+    monkeypatch.setattr(target.get(stage, "javis.clip_files.json.dumps"), fail)
     assert run(PROMPT, "--out", "out/clip.mp4") == code
     complaint(capsys)
     assert files(tmp_path) == set()
@@ -184,6 +184,7 @@ def test_a_failure_while_writing_leaves_no_file(
     [
         ([""], "the prompt is empty"),
         ([" \n\t"], "the prompt is empty"),
+        (["a red b\udce4ll"], "the prompt is not text in UTF-8"),
         (["ball " * 2000], "prompt of 10000 characters; expected at most 1000"),
         (["--"], "expected either a prompt"),
         ([], "expected either a prompt"),
@@ -222,10 +223,14 @@ def test_a_failure_while_writing_leaves_no_file(
         (["--prompts", "folder.mp4"], "cannot read folder.mp4"),
         (["--prompts", "empty.csv"], "has neither"),
         (["--prompts", "random.csv"], "random.csv"),
-        (["--prompts", "words.csv"], "line 3: unknown word(s) 'unicorn'"),
+        (["--prompts", "words.csv"], "line 2: unknown word(s) 'unicorn'"),
         (["--prompts", "words.csv", "--out", "file"], "must be a folder"),
         (["--prompts", "words.csv", "--out", "x.mp4"], "must be a folder"),
         (["--prompts", "long.csv"], "line 2: seconds must be between"),
+        ([PROMPT, "--seq-parallel", "2"], "1 processes cannot be divided into groups of 1 x 2"),
+        ([PROMPT, "--seq-parallel", "0"], "cannot be divided"),
+        (["--prompts", "words.csv", "--cfg-parallel", "2"], "cannot be divided"),
+        ([PROMPT, "--cfg-parallel", "3"], "invalid choice"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )
@@ -240,7 +245,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     Path("file").write_text("")
     Path("empty.csv").write_text("")
     Path("random.csv").write_bytes(np.random.default_rng(0).bytes(4000))
-    Path("words.csv").write_text("prompt\na red ball\na unicorn\n")
+    Path("words.csv").write_text("prompt\na unicorn\na gnome\n")
     Path("long.csv").write_text("prompt,seconds\na red ball,1000000\n")
     before = files(tmp_path)
     assert run(*arguments) == 2

@@ -1,0 +1,71 @@
+"""Faster sampling of a loaded pipeline: precision, compiled blocks, CUDA graphs, in the order that works.
+
+>>> accelerate(pipe, precision="fp8", cuda_graphs=True)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from javis.errors import UsageError
+from javis.fp8_te import Scaling
+
+if TYPE_CHECKING:
+    from javis.pipeline import JavisPipeline
+    from javis.precision import Precision
+
+
+def accelerate(
+    pipe: JavisPipeline,
+    *,
+    precision: Precision | None = None,
+    keep: Iterable[str] | None = None,
+    scaling: Scaling = "current",
+    emulate: bool = False,
+    compile_blocks: bool = False,
+    cuda_graphs: bool = False,
+) -> JavisPipeline:
+    """Change how a pipeline's model computes, in place.
+
+    Args:
+        pipe: on the device it will run on.
+        precision: of the model (:func:`javis.precision.apply_precision`); None leaves it as it was loaded.
+        keep: layers that stay in bfloat16; None: those measured for these weights (``fp8.json`` beside them).
+        scaling: of Transformer Engine. emulate: see `apply_precision`.
+        compile_blocks: torch.compile of the blocks (:mod:`javis.compiled`). The first clip of a size is slow.
+        cuda_graphs: replay each step as a CUDA graph (:mod:`javis.sample.graph`).
+
+    Raises:
+        UsageError: what cannot run here, with the reason; nothing is changed then but what came before it.
+    """
+    policy = pipe.residency.policy
+    if policy == "staged" and precision is not None:
+        raise UsageError(
+            f"precision {precision} needs the model in memory, but residency 'staged' reads it for each clip"
+        )
+    if policy != "all" and cuda_graphs:
+        raise UsageError(
+            f"CUDA graphs need the model to stay where it is, but residency {policy!r} moves it; use 'all'"
+        )
+    if precision is not None:
+        from javis.precision import apply_precision, read_keep
+
+        if keep is None:
+            folder = pipe.folder
+            if folder is not None and (folder / "transformer").is_dir():
+                folder = folder / "transformer"
+            keep = [] if folder is None or precision == "bf16" else read_keep(folder)
+        apply_precision(pipe.model, precision, keep=keep, scaling=scaling, emulate=emulate)
+    if compile_blocks:
+        from javis import compiled
+
+        compiled.compile_blocks(pipe.model)
+    if cuda_graphs:
+        from javis.sample.graph import GraphedDenoiser
+
+        pipe.denoiser = GraphedDenoiser(pipe.model)
+    return pipe
+
+
+__all__ = ["accelerate"]

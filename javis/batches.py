@@ -1,0 +1,209 @@
+"""From checked arguments to clips, batch by batch and stage by stage: what `JavisPipeline.__call__` does."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from javis.clip_batch import ClipBatch
+from javis.console import progress_bar
+from javis.decode import decode_frames
+from javis.durations import ClipLength
+from javis.errors import FailedError
+from javis.flow import timestep_ratio
+from javis.generation import Settings, clip_noise
+from javis.sample import sample_in_order
+from javis.sample.euler import StepEnd
+
+if TYPE_CHECKING:
+    from javis.pipeline import JavisPipeline, StepCallback
+
+STAGES = ("text", "prior", "condition", "denoise", "video_decode", "audio_decode")
+
+
+def generate(
+    pipe: JavisPipeline,
+    captions: list[str],
+    seeds: list[int],
+    negatives: list[str] | None,
+    asked: Settings,
+    progress: Callable[[int, int], None] | None = None,
+    callback: StepCallback | None = None,
+) -> ClipBatch:
+    """Clips of all captions, ``asked.batch_size`` at a time.
+
+    Args:
+        captions, seeds, negatives: one of each per clip; no negatives: the null caption.
+        progress, callback: as in :meth:`javis.pipeline.JavisPipeline.__call__`.
+    """
+    pictures, sounds = [], []
+    spent = dict.fromkeys(STAGES, 0.0)
+    starts = range(0, len(captions), asked.batch_size)
+    total = len(starts) * asked.steps
+    with _bar(pipe, progress, total) as report:
+        for number, start in enumerate(starts):
+            part = slice(start, start + asked.batch_size)
+            video, audio = _latents(
+                pipe,
+                captions[part],
+                seeds[part],
+                None if negatives is None else negatives[part],
+                asked,
+                spent,
+                _step_end(pipe, number * asked.steps, total, report, callback),
+            )
+            picture, sound = decode(pipe, video, audio, seeds[part], asked.length, spent)
+            pictures.append(picture)
+            sounds.append(sound)
+    return ClipBatch(
+        video=np.concatenate(pictures),
+        audio=np.concatenate(sounds),
+        fps=asked.length.fps,
+        sample_rate=pipe.sample_rate,
+        prompts=captions,
+        seeds=seeds,
+        steps=asked.steps,
+        guidance=asked.guidance.video,
+        audio_guidance=asked.guidance.audio,
+        order=asked.order,
+        seconds_per_stage={name: round(value, 4) for name, value in spent.items()},
+        random_weights=pipe.random_weights,
+    )
+
+
+@torch.no_grad()
+def _latents(
+    pipe: JavisPipeline,
+    captions: list[str],
+    seeds: list[int],
+    negatives: list[str] | None,
+    asked: Settings,
+    spent: dict[str, float],
+    on_step_end: StepEnd,
+) -> tuple[Tensor, Tensor]:
+    """Latents of one batch: video [B, Cv, T, H, W] and audio [B, Ca, Ta, M], float32."""
+    length, size = asked.length, asked.size
+    with stage(pipe, "text", spent):
+        text, mask = pipe.encode_text(captions)
+        negative = None if negatives is None else pipe.encode_text(negatives)
+    with stage(pipe, "prior", spent):
+        told = text if pipe.prior_text_encoder is None else pipe.encode_text(captions, for_prior=True)[0]
+        priors = pipe.estimate_priors(told, seeds, zero_prior="prior" in asked.ablate)
+    with stage(pipe, "condition", spent):
+        condition = pipe.condition(
+            text,
+            mask,
+            priors,
+            frames=length.model_frames,
+            samples=length.model_samples,
+            guided=asked.guidance != (1, 1),
+            negative=negative,
+            with_bidirectional="bidirectional" not in asked.ablate,
+            size=size,
+            fps=length.fps,
+        )
+        config = pipe.model.config
+        video = clip_noise((config.video_channels, *condition.video_sizes), seeds, 1, pipe.device)
+        audio = clip_noise((config.audio_channels, *condition.audio_sizes), seeds, 2, pipe.device)
+    with stage(pipe, "denoise", spent):
+        video, audio = sample_in_order(
+            pipe.model if pipe.denoiser is None else pipe.denoiser,
+            video,
+            audio,
+            condition,
+            asked.steps,
+            order=asked.order,
+            ratio=_ratio(pipe.description["sampling"], asked),
+            guidance=asked.guidance,
+            on_step_end=on_step_end,
+        )
+        if not bool(torch.isfinite(video).all() and torch.isfinite(audio).all()):
+            raise FailedError("the model produced values that are not finite; check the checkpoint")
+    return video, audio
+
+
+@torch.no_grad()
+def decode(
+    pipe: JavisPipeline,
+    video: Tensor,
+    audio: Tensor,
+    seeds: Sequence[int],
+    length: ClipLength,
+    spent: dict[str, float] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Latents of a batch -> pictures uint8 [B, frames, H, W, 3] and sound float32 [B, samples], both cut to length."""
+    spent = dict.fromkeys(STAGES, 0.0) if spent is None else spent
+    with stage(pipe, "video_decode", spent):
+        latents = video.to(component_dtype(pipe.video_codec))
+        picture = decode_frames(pipe.video_codec, latents, length.model_frames, length.frames)
+    with stage(pipe, "audio_decode", spent):
+        latents = audio.to(component_dtype(pipe.audio_codec))
+        sound = pipe.audio_codec.decode(latents, length.samples, seeds=[s % 2**62 for s in seeds])
+        waves = sound.float().cpu().numpy()
+    return picture, waves
+
+
+@contextlib.contextmanager
+def stage(pipe: JavisPipeline, name: str, spent: dict[str, float]) -> Iterator[None]:
+    """Run a stage with its components on the device, and add its seconds to ``spent``."""
+    started = time.perf_counter()
+    with pipe.residency.stage(name):
+        yield
+    spent[name] += time.perf_counter() - started
+
+
+def _ratio(sampling: dict[str, Any], asked: Settings) -> float:
+    """Shift of the timesteps: the checkpoint's constant, or the official one by size and frames of the clip."""
+    if "timestep_ratio" in sampling:
+        return float(sampling["timestep_ratio"])
+    size = (torch.tensor(float(n)) for n in (*asked.size, asked.length.model_frames))
+    return float(timestep_ratio(*size))
+
+
+def _step_end(
+    pipe: JavisPipeline,
+    before: int,
+    total: int,
+    report: Callable[[int, int], None] | None,
+    callback: StepCallback | None,
+) -> StepEnd:
+    def after_step(number: int, timestep: float, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor] | None:
+        replaced = None
+        if callback is not None:
+            latents = {"video_latents": video, "audio_latents": audio}
+            given = callback(pipe, number, timestep, dict(latents))
+            if given is not None:
+                latents |= given
+                replaced = (latents["video_latents"], latents["audio_latents"])
+        if report is not None:
+            report(before + number + 1, total)
+        return replaced
+
+    return after_step
+
+
+@contextlib.contextmanager
+def _bar(
+    pipe: JavisPipeline, progress: Callable[[int, int], None] | None, total: int
+) -> Iterator[Callable[[int, int], None] | None]:
+    """``progress`` if it is given, else a bar on a terminal, unless the pipeline was told to show none."""
+    if progress is not None or not pipe.shows_progress:
+        yield progress
+        return
+    with progress_bar("denoising", total) as advance:
+        yield lambda done, _: advance(done)
+
+
+def component_dtype(component: Any) -> torch.dtype:
+    """Dtype of the floating-point weights (or buffers) of a component; float32 if it has none."""
+    if isinstance(component, nn.Module):
+        for tensor in (*component.parameters(), *component.buffers()):
+            if tensor.is_floating_point():
+                return tensor.dtype
+    return torch.float32
