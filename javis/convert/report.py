@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,15 +78,28 @@ class Report:
             entries = getattr(self, fate)
             if entries:
                 console.print(f"{fate}: {len(entries)}")
-                for row in entries[:rows]:
-                    console.print("  " + "  ".join(f"{value}" for key, value in row.items() if value != ""))
-                if len(entries) > rows:
-                    console.print(f"  ... {len(entries) - rows} more")
+                lines_of = _BY_GROUP.get(fate, _row)
+                listed = Counter(lines_of(row) for row in entries)
+                for line, count in list(listed.items())[:rows]:
+                    console.print(f"  {line}" + (f" ({count})" if count > 1 else ""))
+                if len(listed) > rows:
+                    console.print(f"  ... {len(listed) - rows} more")
         for line in (*self.conflicts, *self.notes):
             console.print(f"note: {line}")
 
 
 _FATES = ("missing", "mismatched", "unexpected", "absent", "ignored", "broken")
+
+
+def _row(row: dict[str, Any]) -> str:
+    return "  ".join(str(value) for value in row.values())
+
+
+# Fates that are no fault, and come by the hundred: said per module or per reason.
+_BY_GROUP: dict[str, Callable[[dict[str, Any]], str]] = {
+    "absent": lambda row: f"{row['component']}/{_group(row['target'])}",
+    "ignored": lambda row: f"{_group(row['source'])}: {row['reason']}",
+}
 
 
 def _group(name: str) -> str:

@@ -13,7 +13,7 @@ from javis.cli import LATER, main
 from javis.convert import KINDS
 from javis.convert.command import ConvertArgs
 
-from .official import dit_state, prior_state, write_folder
+from .official import STDIT3, dit_state, prior_state, write_folder
 
 
 def test_it_is_a_command_now(capsys: Any) -> None:
@@ -32,6 +32,17 @@ def test_the_table(tmp_path: Path, capsys: Any) -> None:
     assert "spatial_blocks.{i}.attn.*" in out and "layers.{i}.video_spatial.*" in out
     assert "unexpected: 1" in out and "extra.weight" in out
     assert "assumed input_sq_size = 512" in out
+
+
+def test_the_table_tells_what_a_branch_lacks_by_module(tmp_path: Path, capsys: Any) -> None:
+    source = write_folder(tmp_path / "video", dit_state(STDIT3, depth=3))
+    assert main(["convert", str(source), str(tmp_path / "out")]) == 0
+    out = capsys.readouterr().out
+    assert "absent: 112" in out
+    assert "  transformer/layers.{i}.audio_spatial.* (51)\n" in out
+    assert "  transformer/embed.audio_text.* (5)\n" in out
+    assert "rope.freqs: follows from the sizes" in out
+    assert "not complete and not in model_index.json yet" in out
 
 
 def test_the_json(tmp_path: Path, capsys: Any) -> None:

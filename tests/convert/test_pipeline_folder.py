@@ -85,7 +85,6 @@ def write_official(saved: Path, root: Path) -> list[Path]:
     return [jav, prior, video, *pickled]
 
 
-@pytest.mark.skipif(not hasattr(JavisPipeline, "with_random_weights"), reason="needs the full-size pipeline")
 def test_the_converted_folder_is_the_pipeline(tmp_path: Path) -> None:
     made = JavisPipeline.with_random_weights("toy", seed=3, device="cpu")
     made.save_pretrained(tmp_path / "saved")
