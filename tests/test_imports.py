@@ -30,8 +30,8 @@ ALLOWED = {
 TOP = {"cli"}
 # Packages that no file may need for being imported: they load where they are used.
 OPTIONAL = {
-    "triton", "flash_attn", "transformer_engine", "apex", "diffusers", "transformers", "nvidia", "sentencepiece", "ftfy",
-    "bs4",
+    "triton", "flash_attn", "transformer_engine", "apex", "diffusers", "transformers", "nvidia", "sentencepiece",
+    "ftfy", "bs4",
 }  # fmt: skip
 # The world is numpy; what reads and writes media loads with the first file.
 WORLD_EAGER = {"numpy"}
