@@ -60,5 +60,7 @@ def gather(x: Tensor, dim: int, sizes: Sequence[int], group: ProcessGroup) -> Te
     rows = x.movedim(dim, 0)
     rows = F.pad(rows, [0, 0] * (rows.ndim - 1) + [0, longest - len(rows)]).contiguous()
     every = rows.new_empty((len(sizes) * longest, *rows.shape[1:]))
-    dist.all_gather_into_tensor(every, rows, group=group)
+    # torch 2.13 renamed it and warns of the old name.
+    all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    all_gather(every, rows, group=group)
     return torch.cat([part[:size] for part, size in zip(every.split(longest), sizes, strict=True)]).movedim(0, dim)
