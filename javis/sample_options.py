@@ -179,14 +179,11 @@ def load_pipeline(args: PipelineArgs) -> JavisPipeline:
         options["device"] = args.device
     if args.dtype is not None:
         options["dtype"] = getattr(torch, args.dtype)
-    if not args.random_weights:
-        if args.residency != "all":
-            options["residency"] = args.residency
-        return _accelerated(args, JavisPipeline.from_pretrained(args.checkpoint, **options))
-    pipe = JavisPipeline.with_random_weights(args.size, **options)
     if args.residency != "all":
-        pipe.set_residency(args.residency)
-    return _accelerated(args, pipe)
+        options["residency"] = args.residency
+    if args.random_weights:
+        return _accelerated(args, JavisPipeline.with_random_weights(args.size, **options))
+    return _accelerated(args, JavisPipeline.from_pretrained(args.checkpoint, **options))
 
 
 def _check_speed(args: PipelineArgs) -> None:
