@@ -41,11 +41,11 @@ from benchmarks.ladder import Peaks
 from benchmarks.rungs import make_model
 from javis import JavisPipeline, bench
 from javis.bench import append_rows, environment
+from javis.clip_stages import STAGES
 from javis.media import samples_for
 from javis.model.ops import ModelOps
 from javis.prediction import Choice, Predictor
 from javis.rates import given
-from javis.residency import STAGES
 from javis.stages import ClipSize, parts_of
 
 Row = dict[str, Any]

@@ -39,9 +39,10 @@ from javis.frame_size import frame_size
 from javis.model.ops import ModelOps
 
 if TYPE_CHECKING:
+    from javis.clip_stages import Policy
     from javis.model.text import TextEncoder
     from javis.pipeline import JavisPipeline
-    from javis.residency import Load, Policy
+    from javis.residency import Load
 
 INDEX = "model_index.json"
 CLIP = {"fps": 24, "resolution": "240p", "ratio": "9:16", "seconds": 2.0, "sample_rate": 16000}

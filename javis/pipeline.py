@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from javis.batches import component_dtype, generate
 from javis.clip_batch import ClipBatch
+from javis.clip_stages import Policy
 from javis.durations import clip_length
 from javis.errors import UsageError
 from javis.frame_size import FrameSize
@@ -38,7 +39,7 @@ from javis.model.dit import Conditioning, JavisDiT
 from javis.model.ops import ModelOps
 from javis.model.prior import PriorEstimator, Priors
 from javis.model.text import TextEncoder
-from javis.residency import Policy, Residency
+from javis.residency import Residency
 from javis.sample import Denoiser, Order
 
 StepCallback = Callable[["JavisPipeline", int, float, dict[str, Tensor]], "dict[str, Tensor] | None"]

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import javis
+from javis.clip_stages import Policy
 from javis.console import output
 from javis.errors import UsageError
 from javis.model.config import JavisDiTConfig
-from javis.residency import Policy
 
 Precision = Literal["bf16", "fp32", "fp8", "fp8-te"]
 TFLOPS, GBPS = 500.0, 3000.0  # where nothing is given or measured

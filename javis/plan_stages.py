@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from javis.clip_stages import STAGES
 from javis.media import samples_for
 from javis.plan import is_full_size
 from javis.prediction import RESERVED, Choice, Predictor, refuse_what_cannot_fit, smaller_sizes
 from javis.rates import Rates, from_rows, given, measure, read_rows
-from javis.residency import STAGES
 from javis.stages import ClipSize, Parts, checkpoint_parts, folder_parts, official_parts
 
 if TYPE_CHECKING:

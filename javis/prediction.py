@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import nn
 
+from javis.clip_stages import STAGES, Policy
 from javis.data.sizes import RATIO_NAMES, SIZES
 from javis.decode import Batches, VideoDecoder, choose_batches, decode_peak_bytes
 from javis.errors import UsageError
 from javis.model.video_vae import OpenSoraVideoCodec
 from javis.plan import Precision
 from javis.rates import Rates
-from javis.residency import STAGES, Policy
 from javis.stages import ClipSize, Parts, StageTrace, peak_bytes, present, trace
 
 RESERVED = 1e9  # bytes of a card that are left to the CUDA context, the libraries' workspaces and fragmentation

@@ -23,26 +23,15 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
+from javis.clip_stages import STAGES, Policy
 from javis.errors import FailedError, UsageError
 
-Policy = Literal["all", "staged", "offload"]
 Load = Callable[[nn.Module, torch.device], None]
-
-# Stages of a clip in order, and the components of JavisPipeline that each needs.
-STAGES: Mapping[str, tuple[str, ...]] = {
-    "text": ("text_encoder",),
-    "prior": ("prior_text_encoder", "prior"),
-    "condition": ("model",),
-    "denoise": ("model",),
-    "video_decode": ("video_codec",),
-    "audio_decode": ("audio_codec",),
-    "mux": (),
-}
 
 
 @dataclass(frozen=True)

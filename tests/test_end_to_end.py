@@ -14,7 +14,7 @@ if not (ROOT / "benchmarks/end_to_end.py").is_file():
 from benchmarks import end_to_end  # noqa: E402
 from benchmarks.tables import end_to_end_sections  # noqa: E402
 from javis import JavisPipeline  # noqa: E402
-from javis.residency import STAGES  # noqa: E402
+from javis.clip_stages import STAGES  # noqa: E402
 
 
 def test_every_stage_of_every_rung_is_timed_and_planned(

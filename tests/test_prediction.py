@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from javis.clip_stages import STAGES
 from javis.errors import UsageError
 from javis.ledger import Call
 from javis.model.audio_vae import AUDIOLDM2_VAE, AudioLDM2Codec, AudioLDM2CodecConfig, VocoderConfig
@@ -24,7 +25,6 @@ from javis.model.video_vae import AutoencoderConfig, OpenSoraVideoCodec, OpenSor
 from javis.plan import PlanArgs, main, plan
 from javis.prediction import RESERVED, Choice, Predictor, refuse_what_cannot_fit
 from javis.rates import Rates, from_rows, given, measure
-from javis.residency import STAGES
 from javis.stages import ClipSize, Parts, checkpoint_parts, parts_of, peak_bytes, prepare, trace
 from tests.allocations import peak_allocated
 

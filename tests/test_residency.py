@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from javis.clip_stages import Policy
 from javis.errors import FailedError, UsageError
-from javis.residency import Policy, Residency, assign
+from javis.residency import Residency, assign
 
 POLICIES: tuple[Policy, ...] = ("all", "staged", "offload")
 
