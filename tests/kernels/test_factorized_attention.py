@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from javis.bench import check
 from javis.kernels import native
 from javis.kernels.ops.factorized_attention.api import factorized_attention
 from javis.kernels.ops.factorized_attention.cases import FactorizedAttentionCase
@@ -100,6 +101,13 @@ def test_spatial_is_within_budget(shape: dict[str, Any], dtype: torch.dtype, bac
     same_dtype = results(ModelOps().factorized_attention, made)
     for name, value in results(op(backend), made).items():
         assert_within_budget(name, value, exact[name], same_dtype[name])
+
+
+@needs_native
+def test_spatial_gradients_in_bfloat16_pass_the_gate_of_the_benchmarks() -> None:
+    """Full size, compared with float32 inside; the float32 gradients of PyTorch's attention do not pass it."""
+    made = case(torch.bfloat16, axis="spatial", batch=1, frames=4, places=405, heads=16, size=72)
+    check("factorized_attention", made, {"cpu": op("cpu")})
 
 
 @needs_native
