@@ -21,6 +21,10 @@ def _tokens(out: Tensor, qkv: Tensor, axis: str) -> Tensor:
     return out.reshape(batch, frames * places, heads * size)
 
 
+def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
+
+
 def attention_sdpa(
     qkv: Tensor,
     axis: str,
@@ -31,8 +35,7 @@ def attention_sdpa(
 ) -> Tensor:
     """``F.scaled_dot_product_attention``; arguments and result as in api.py."""
     q, k, v = prepare(qkv, axis, q_weight, k_weight, rope, eps)
-    out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-    return _tokens(out.transpose(1, 2), qkv, axis)
+    return _tokens(_sdpa(q, k, v), qkv, axis)
 
 
 def attention_cpu(
@@ -53,8 +56,7 @@ def attention_cpu(
         return _tokens(dense_attention.dense_attention(q, k, v), qkv, axis)
     if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
         q, k, v = q.float(), k.float(), v.float()
-    out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).to(qkv.dtype)
-    return _tokens(out.transpose(1, 2), qkv, axis)
+    return _tokens(_sdpa(q, k, v).to(qkv.dtype), qkv, axis)
 
 
 def attention_flash_attn(
