@@ -23,7 +23,7 @@ from torch import Tensor
 
 from benchmarks.baselines.upstream_equivalent import as_upstream
 from javis.bench import append_rows, environment
-from javis.host_memory import keep_freed_memory
+from javis.host_memory import ask_for_huge_pages
 from javis.model.config import JavisDiTConfig
 from javis.model.dit import Conditioning, JavisDiT, Velocity
 from javis.model.ops import ModelOps
@@ -233,5 +233,5 @@ def main(args: Args) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    keep_freed_memory()
+    ask_for_huge_pages()
     main(tyro.cli(Args, config=(tyro.conf.FlagCreatePairsOff,)))

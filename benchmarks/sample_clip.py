@@ -17,7 +17,7 @@ from rich.console import Console
 
 from javis import JavisPipeline
 from javis.bench import append_rows, environment
-from javis.host_memory import keep_freed_memory
+from javis.host_memory import ask_for_huge_pages
 from javis.model.ops import ModelOps
 from javis.pipeline import ClipBatch
 
@@ -70,5 +70,5 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    keep_freed_memory()
+    ask_for_huge_pages()
     main(tyro.cli(Args))

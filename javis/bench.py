@@ -304,6 +304,12 @@ def _measure(case: OpCase, variants: dict[str, Call], mode: str, seconds: float,
     bytes_per_s, flops_per_s = 2 * buffer.nbytes / p50[_COPY], 2 * side**3 / p50[_MATMUL]
     work = {name: _work(case, mode) for name in variants}
     work |= {_COPY: (2 * buffer.nbytes, 0), _MATMUL: (3 * square.nbytes, 2 * side**3)}
+    # What would take longer on this machine at full speed, moving the bytes or doing the FLOPs; the two peaks are what
+    # they are, however noisy the other one was.
+    slower = {
+        name: "flops" if flops / flops_per_s > moved / bytes_per_s else "bytes" for name, (moved, flops) in work.items()
+    }
+    bound = slower | {_COPY: "bytes", _MATMUL: "flops"}
     rows = []
     for name, values in times.items():
         moved, flops = work[name]
@@ -318,8 +324,7 @@ def _measure(case: OpCase, variants: dict[str, Call], mode: str, seconds: float,
                 "share_of_copy": round(moved / p50[name] / bytes_per_s, 3),
                 "tflop_per_s": round(flops / p50[name] / 1e12, 5),
                 "share_of_matmul": round(flops / p50[name] / flops_per_s, 3),
-                # What would take longer on this machine at full speed: moving the bytes or doing the FLOPs.
-                "bound": "flops" if flops / flops_per_s > moved / bytes_per_s else "bytes",
+                "bound": bound[name],
                 "samples": len(values),
                 "timer": timer,
             }
@@ -387,7 +392,7 @@ if __name__ == "__main__":
     import tyro
     from rich.console import Console
 
-    from javis.host_memory import keep_freed_memory
+    from javis.host_memory import ask_for_huge_pages
 
-    keep_freed_memory()
+    ask_for_huge_pages()
     render(run(tyro.cli(BenchConfig)), Console())

@@ -27,7 +27,7 @@ import tyro
 import javis
 from javis.console import one_line, output, progress_bar
 from javis.errors import FailedError, UsageError
-from javis.host_memory import keep_freed_memory
+from javis.host_memory import ask_for_huge_pages
 
 Run = Callable[[Any], "int | None"]
 
@@ -188,7 +188,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # OpenMP's threads wait for each other by spinning. Where something else wants the cores that is ruinous: four
         # steps took 38 s beside a training run, and 2.5 s with this. It works only before torch is loaded.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    keep_freed_memory()
+    ask_for_huge_pages()
     try:
         with _terminate_politely():
             return _run(arguments)

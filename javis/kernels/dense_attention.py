@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from javis.kernels import native
@@ -18,6 +17,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 _HAS_AMX = bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
 _ISA = native.cpu_isa()
 _MULTIPLIES_BF16 = native.multiplies_bf16()
+_SCORES = 1 << 24  # that the backward pass has at a time: 64 MB
 MAX_SIZE = 128  # of a head: the values of a score are added up one by one, which is good enough for so many
 
 
@@ -41,14 +41,14 @@ def why_not(q: Tensor, k: Tensor, v: Tensor) -> str | None:
     if q.dtype == torch.float32 and torch.is_autocast_enabled("cpu"):
         return "autocast would have it in a shorter dtype"
     if wants_gradient(q, k, v) and torch.compiler.is_compiling():
-        return "its gradient, which is that of PyTorch's attention, cannot be compiled: use sdpa"
+        return "its gradient cannot be compiled: use sdpa"
     return None
 
 
 def why_not_auto(q: Tensor, k: Tensor, v: Tensor) -> str | None:
     """Why PyTorch's own attention should be preferred for arguments that ``why_not`` has accepted, or None."""
     if wants_gradient(q, k, v):
-        return "a gradient is wanted, for which the native op would compute the attention twice"
+        return "a gradient is wanted, for which the native op would compute the scores twice"
     if _ISA != "avx512":
         return "without AVX-512 it is not known to be faster than PyTorch's"
     if q.dtype == torch.bfloat16 and _HAS_AMX:
@@ -68,8 +68,8 @@ def dense_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None)
             gets zeros.
 
     Returns:
-        [N, Lq, H, D], dense, differentiable: the backward pass is that of ``F.scaled_dot_product_attention``, which
-        computes its forward pass for it.
+        [N, Lq, H, D], dense, differentiable: the backward pass computes the scores again, some heads at a time. The one
+        of ``F.scaled_dot_product_attention`` leaves the error budget on long sequences, in either dtype.
     """
     mask = None if mask is None else mask.contiguous()
     if wants_gradient(q, k, v):
@@ -88,12 +88,36 @@ class DenseAttention(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
-        *inputs, mask = ctx.saved_tensors
-        with torch.enable_grad():
-            leaves = [tensor.detach().requires_grad_() for tensor in inputs]
-            q, k, v = (leaf.transpose(1, 2) for leaf in leaves)
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask[:, None, None, :])
-            return (*torch.autograd.grad(out, leaves, dout.transpose(1, 2)), None)
+        q, k, v, mask = ctx.saved_tensors
+        dq, dk, dv = (tensor.new_empty(tensor.shape) for tensor in (q, k, v))
+        heads = max(1, _SCORES // max(1, q.shape[1] * k.shape[1]))
+        for n in range(q.shape[0]):
+            for h in range(0, q.shape[2], heads):
+                here = n, slice(None), slice(h, h + heads)
+                valid = None if mask is None else mask[n]
+                dq[here], dk[here], dv[here] = _gradients(q[here], k[here], v[here], valid, dout[here])
+        return dq, dk, dv, None
+
+
+def _gradients(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dout: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The explicit formula in float32, [L, h, D] each.
+
+    P = softmax(q k^T / sqrt(D));  dv = P^T dout,  dS = P * (dP - rowsum(P * dP)) with dP = dout v^T,
+    dq = dS k / sqrt(D),  dk = dS^T q / sqrt(D)
+    """
+    q, k, v, dout = (tensor.transpose(0, 1).float() for tensor in (q, k, v, dout))  # [h, L, D]
+    q = q * q.shape[-1] ** -0.5
+    if mask is not None:  # whatever stands at an absent key must not count, not even times zero
+        k, v = (tensor.masked_fill(~mask[:, None], 0) for tensor in (k, v))
+    scores = q @ k.transpose(1, 2)
+    if mask is not None:
+        scores.masked_fill_(~mask, -torch.inf)
+    p = scores.softmax(-1)
+    if mask is not None and not bool(mask.any()):
+        p.zero_()
+    dscores = torch.ops.aten._softmax_backward_data.default(dout @ v.transpose(1, 2), p, -1, torch.float32)
+    dq, dk, dv = dscores @ k * q.shape[-1] ** -0.5, dscores.transpose(1, 2) @ q, p.transpose(1, 2) @ dout
+    return dq.transpose(0, 1), dk.transpose(0, 1), dv.transpose(0, 1)
 
 
 def _shape(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

@@ -71,6 +71,24 @@ def test_gradients_are_within_budget(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gradients_where_keys_or_whole_captions_are_absent(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One head at a time; numbers at absent keys never count, a sample without a key has no gradient at all."""
+    monkeypatch.setattr(dense, "_SCORES", 1)
+    (q, k, v), kwargs = case(dtype, (9, 7, 3, 8), True, batch=3).inputs()
+    mask = kwargs["mask"]
+    mask[0], mask[1] = True, False
+    mask[2, 3:] = False
+    clean = with_gradients(reference, NAMES, (q, k, v), kwargs, torch.float64)
+    same_dtype = with_gradients(ModelOps().text_cross_attention, NAMES, (q, k, v), kwargs)
+    k, v = (x.masked_fill(~mask[:, None, :, None], math.nan) for x in (k, v))
+    found = with_gradients(cpu, NAMES, (q, k, v), kwargs)
+    for name, value in found.items():
+        assert_within_budget(name, value, clean[name], same_dtype[name])
+        assert name == "y" or (value[1] == 0).all()
+    assert (found["dk"].transpose(1, 2)[~mask] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("axis", ["spatial"])
 def test_spatial_axis_is_within_budget(axis: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dense, "why_not_auto", lambda *_: None)  # on every processor
