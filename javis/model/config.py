@@ -60,6 +60,8 @@ class JavisDiTConfig:
     clock_attention: bool = (
         False  # rotate q and k of the bidirectional attention by that time (not in the official model)
     )
+    guidance_input: bool = False  # takes the guidance scales as input and is run without the unconditional half
+    step_input: bool = False  # takes the end of the step as input and predicts the average velocity up to there
     condition_dropout: float = 0.1  # share of training samples whose caption and priors are dropped
 
     def __post_init__(self) -> None:

@@ -46,7 +46,7 @@ class Conditioning:
 
     layers: list[LayerCondition]
     text_mask: Tensor | None
-    fps: Tensor  # embedded, [B, C]
+    fps: Tensor  # embedded, [B, C]; of a student with the guidance scales
     video_positions: Tensor  # [B, 1 or T, S, C]
     audio_positions: Tensor  # [1, 1 or T, S, C]
     video_sizes: tuple[int, int, int]
@@ -128,6 +128,8 @@ class JavisDiT(nn.Module):
         for layer in self._layers:
             if layer.bidirectional is not None and self.config.clock_attention:
                 layer.bidirectional.align_in_time()
+        for embedder in self.embed.student_inputs():
+            nn.init.zeros_(embedder.fc2.weight)
 
     @property
     def null_text(self) -> Tensor:
@@ -160,6 +162,7 @@ class JavisDiT(nn.Module):
         prior_scope: PriorScope = "sample",
         with_prior: bool = True,
         with_bidirectional: bool = True,
+        guidance: Tensor | None = None,
     ) -> Conditioning:
         """Compute what does not depend on the timestep.
 
@@ -172,6 +175,7 @@ class JavisDiT(nn.Module):
             prior_scope: "sample" (each sample sees its own priors) or "batch" (the union over the batch, as the
                 official code does by accident).
             with_prior, with_bidirectional: False leaves out those blocks (the first training stage, ablations).
+            guidance: scales of video and audio, [B, 2], of a model with ``guidance_input`` and of no other.
 
         Raises:
             ValueError: shapes that do not fit the configuration, missing priors, a caption without a valid token.
@@ -181,6 +185,14 @@ class JavisDiT(nn.Module):
             raise ValueError(f"text must be [B, L, {c.caption_channels}], got {list(text.shape)}")
         if prior_scope not in ("sample", "batch"):
             raise ValueError(f"prior_scope {prior_scope!r} is not 'sample' or 'batch'")
+        if (guidance is not None) is not c.guidance_input:
+            raise ValueError(
+                "this model takes the guidance scales as input (guidance_input), and guidance was not given"
+                if c.guidance_input
+                else "guidance is an input of models with guidance_input only; guide this one while sampling"
+            )
+        if guidance is not None and guidance.shape != (len(text), 2):
+            raise ValueError(f"guidance must be {[len(text), 2]}, got {list(guidance.shape)}")
         mask = None
         if text_mask is not None:
             if text_mask.shape != text.shape[:2]:
@@ -217,10 +229,13 @@ class JavisDiT(nn.Module):
         if c.clock:
             video_pos = video_pos + clock_positions(video_grid[0], video_grid[0], c.hidden_size, text.device)
             audio_pos = audio_pos + clock_positions(audio_grid[0], video_grid[0], c.hidden_size, text.device)
+        clip = self.embed.fps(fps)
+        if guidance is not None:
+            clip = clip + self.embed.guidance_scales(guidance.to(text.device))
         return Conditioning(
             layers=layers,
             text_mask=mask,
-            fps=self.embed.fps(fps),
+            fps=clip,
             video_positions=video_pos.to(dtype),
             audio_positions=audio_pos.to(dtype),
             video_sizes=video_sizes,
@@ -279,6 +294,7 @@ class JavisDiT(nn.Module):
         *,
         video_mask: Tensor | None = None,
         audio_mask: Tensor | None = None,
+        end: Tensor | None = None,
     ) -> Velocity:
         """One evaluation of the velocity.
 
@@ -288,12 +304,20 @@ class JavisDiT(nn.Module):
             condition: what :meth:`condition` returned for these sizes.
             video_mask: bool [B, T]; audio_mask: bool [B, Ta] at latent resolution (the first latent frame of a patch
                 decides). True = noisy frame, False = given frame, modulated as at timestep 0.
+            end: [B], the timestep at which the step ends, of a model with ``step_input`` and of no other. The velocity
+                is then the average one from ``timestep`` to there.
 
         Raises:
-            ValueError: latents or masks that do not fit the conditioning.
+            ValueError: latents or masks that do not fit the conditioning, an ``end`` too many or too few.
         """
+        if (end is not None) is not self.config.step_input:
+            raise ValueError(
+                "this model takes the end of the step as input (step_input), and end was not given"
+                if self.config.step_input
+                else "end is an input of models with step_input only"
+            )
         with self.step_context():
-            return self._denoise(video, audio, timestep, condition, video_mask, audio_mask)
+            return self._denoise(video, audio, timestep, condition, video_mask, audio_mask, end)
 
     def _denoise(
         self,
@@ -303,6 +327,7 @@ class JavisDiT(nn.Module):
         condition: Conditioning,
         video_mask: Tensor | None,
         audio_mask: Tensor | None,
+        end: Tensor | None,
     ) -> Velocity:
         c = self.config
         if tuple(video.shape[2:]) != condition.video_sizes or tuple(audio.shape[2:]) != condition.audio_sizes:
@@ -312,8 +337,9 @@ class JavisDiT(nn.Module):
             )
         dtype = self.time_block.weight.dtype
         masked = video_mask is not None or audio_mask is not None
-        time = self.embed.time(timestep) + condition.fps
-        time0 = self.embed.time(torch.zeros_like(timestep)) + condition.fps if masked else None
+        clip = condition.fps if self.embed.end is None or end is None else condition.fps + self.embed.end(end)
+        time = self.embed.time(timestep) + clip
+        time0 = self.embed.time(torch.zeros_like(timestep)) + clip if masked else None
         batch, now, clean = len(video), self._modulate(time), self._modulate(time0)
         v_mask = _frame_mask(video_mask, batch, video.shape[2], c.video_patch[0])
         a_mask = _frame_mask(audio_mask, batch, audio.shape[2], c.audio_patch[0])
@@ -355,7 +381,7 @@ class JavisDiT(nn.Module):
 
     def forward(self, video: Tensor, audio: Tensor, timestep: Tensor, **kwargs: object) -> Velocity:
         """``condition`` and ``denoise`` in one call; arguments as in those."""
-        masks = {name: kwargs.pop(name) for name in ("video_mask", "audio_mask") if name in kwargs}
+        masks = {name: kwargs.pop(name) for name in ("video_mask", "audio_mask", "end") if name in kwargs}
         sizes = {"video_sizes": tuple(video.shape[2:]), "audio_sizes": tuple(audio.shape[2:])}
         told = self.condition(**{**sizes, **kwargs})  # type: ignore[arg-type]
         return self.denoise(video, audio, timestep, told, **masks)  # type: ignore[arg-type]

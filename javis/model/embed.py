@@ -176,6 +176,18 @@ class Embedders(nn.Module):
         self.fps = ScalarEmbedder(width)
         self.video_text = TokenEmbedder(c.caption_channels, c.caption_length, width)
         self.audio_text = TokenEmbedder(c.caption_channels, c.caption_length, width)
+        # Of distilled students: where a step ends, and the guidance scales of picture and sound.
+        self.end = ScalarEmbedder(width) if c.step_input else None
+        self.guidance = nn.ModuleList(ScalarEmbedder(width) for _ in range(2)) if c.guidance_input else None
         self.prior: TokenEmbedder | None = None
         if c.use_prior:
             self.prior = TokenEmbedder(c.prior_channels, c.spatial_prior_len + c.temporal_prior_len, width)
+
+    def student_inputs(self) -> list[ScalarEmbedder]:
+        """The embedders that only a distilled student has; zero at first, so that it begins as its teacher."""
+        return [m for m in (self.end, *(self.guidance or ())) if isinstance(m, ScalarEmbedder)]
+
+    def guidance_scales(self, scales: Tensor) -> Tensor:
+        """Guidance scales [B, 2] of picture and sound -> [B, width]; a hundredth of a scale is the finest step."""
+        assert self.guidance is not None
+        return self.guidance[0](scales[:, 0] * 100) + self.guidance[1](scales[:, 1] * 100)

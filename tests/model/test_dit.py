@@ -272,3 +272,32 @@ def test_float32_agrees_with_float64(mode: str) -> None:
     assert exact.video.dtype == torch.float64
     for a, e in zip(out, exact, strict=True):
         assert (a - e).abs().max() < 2e-5 * e.abs().max()
+
+
+def test_inputs_of_a_student() -> None:
+    """Begins as its teacher whatever it is told; then each input changes the output; too many or too few are refused."""
+    teacher = small_model()
+    student = JavisDiT(small_config(guidance_input=True, step_input=True))
+    missing, unexpected = student.load_state_dict(teacher.state_dict(), strict=False)
+    assert not unexpected and {name.split(".")[1] for name in missing} == {"end", "guidance"}
+    noisy, told = make_inputs(teacher.config)
+
+    def asked(video: float = 2.0, audio: float = 4.0, end: float = 100.0) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        return told | {"guidance": torch.tensor([[video, audio]]).expand(2, 2)}, {"end": torch.full((2,), end)}
+
+    check_equal(run(student, noisy, asked()[0], **asked()[1]), run(teacher, noisy, told), tolerance=0)
+    for embedder in student.embed.student_inputs():
+        torch.nn.init.normal_(embedder.fc2.weight, std=0.1)
+    first = run(student, noisy, asked()[0], **asked()[1])
+    for other in (asked(video=2.01), asked(audio=4.01), asked(end=99.0)):
+        assert distance(run(student, noisy, other[0], **other[1]).video, first.video) > 1e-5
+    guided, end = asked()
+    for model, conditions, step, message in (
+        (teacher, told, end, "step_input only"),
+        (teacher, guided, {}, "guidance_input only"),
+        (student, told, end, "guidance was not given"),
+        (student, guided, {}, "end was not given"),
+        (student, told | {"guidance": torch.zeros(2)}, end, "guidance must be"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(model, noisy, conditions, **step)
