@@ -1,0 +1,87 @@
+"""Recipes of distillation: from a guided many-step teacher to a student of a few unguided steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from javis.errors import UsageError
+from javis.train.config import StageConfig
+
+Method = Literal["guidance", "reflow", "shortcut"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """Distil a checkpoint: record what its sampler does, then teach a student to do it in fewer evaluations."""
+
+    teacher: str = "demo"
+    """Folder or hub id of a checkpoint, or "demo", the built-in model."""
+    out: Path = Path("runs/distill")
+    """Everything the run writes. A killed run goes on where it stopped."""
+    method: Method = "reflow"
+    """guidance: guided velocity in one evaluation; reflow: piecewise rectified flow; shortcut: self-consistency."""
+    captions: Path | None = None
+    """Text file, one caption a line (default: captions of the built-in world)."""
+    clips: int = 2400
+    """Clips whose way through the teacher's sampler is recorded."""
+    held_out: int = 32
+    """Of them, the last ones are kept for validation."""
+    teacher_steps: int = 8
+    """Evaluations of the teacher in each part of the sampling; a multiple of the largest of --windows."""
+    windows: tuple[int, ...] = (4, 2, 1)
+    """Steps in which the student must be able to make a part: 2 for a clip of 4 steps with the sound first."""
+    window_shares: tuple[float, ...] = (0.35, 0.5, 0.15)
+    """How often each of --windows is trained."""
+    guidance: tuple[float, float] = (2.5, 2.5)
+    """Range of the teacher's guidance of the picture; the student takes the scale as input."""
+    audio_guidance: tuple[float, float] = (4.0, 4.0)
+    """The same of the sound."""
+    timestep_ratio: float | None = None
+    """Shift of the timesteps towards noise (default: the teacher's)."""
+    batch: int = 16
+    """Clips a step, over all processes."""
+    processes: int = 2
+    """Workers of one thread each on a CPU; one on a GPU."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where the student is trained."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Of matrix products in training."""
+    stage: StageConfig = field(
+        default_factory=lambda: StageConfig(steps=2400, learning_rate=5e-4, warmup=100, decay=0.6)
+    )
+    """Steps and learning rate."""
+    optimizer: Literal["adamw", "muon"] = "muon"
+    """Of the layers' matrices; everything else follows AdamW."""
+    muon_rate: float = 2.0
+    """Learning rate of those matrices, as a multiple."""
+    weight_decay: float = 0.01
+    clip_gradient: float = 1.0
+    ema: float = 0.995
+    """Decay of the averaged weights, which are the student (and the shortcut's target)."""
+    compile: bool = False
+    """torch.compile the loss; minutes of compilation, then faster steps; needs a C++ compiler."""
+    seed: int = 0
+    save_every: int = 200
+    log_every: int = 20
+
+    def __post_init__(self) -> None:
+        if not self.windows or min(self.windows) < 1 or any(self.teacher_steps % n for n in self.windows):
+            raise UsageError(f"windows {self.windows} must divide the teacher's steps, {self.teacher_steps}")
+        if len(self.window_shares) != len(self.windows) or min(self.window_shares) < 0 or sum(self.window_shares) <= 0:
+            raise UsageError(f"window_shares needs {len(self.windows)} shares that are not negative")
+        if self.method == "shortcut" and sorted(self.windows) != [1 << i for i in range(len(self.windows))]:
+            raise UsageError(f"the shortcut halves its steps: windows must be 1, 2, 4, ..., got {self.windows}")
+        for name, (low, high) in (("guidance", self.guidance), ("audio_guidance", self.audio_guidance)):
+            if not 0 <= low <= high <= 100:
+                raise UsageError(f"{name} must be a range within 0..100, got {low} {high}")
+        if not 0 < self.held_out < self.clips:
+            raise UsageError(f"held_out must be between 1 and clips - 1 = {self.clips - 1}, got {self.held_out}")
+        if self.processes < 1 or self.batch % self.processes:
+            raise UsageError(f"batch {self.batch} must be a multiple of processes {self.processes}")
+
+    @property
+    def states(self) -> int:
+        """States of a part that are recorded: at both ends of the shortest windows."""
+        return max(self.windows) + 1
