@@ -126,6 +126,13 @@ def _train_demo() -> tuple[type, Run]:
     return DemoTrainConfig, main
 
 
+def _train_distill() -> tuple[type, Run]:
+    from javis.train.distill import main
+    from javis.train.distill_config import DistillConfig
+
+    return DistillConfig, main
+
+
 def _eval_sync() -> tuple[type, Run]:
     from javis.eval.folder import SyncArgs, main
 
@@ -161,6 +168,7 @@ COMMANDS: dict[str, Command] = {
     "doctor": Command("what is installed here, and which backends would run", lambda: (DoctorArgs, _doctor)),
     "world make": Command("clips of the synthetic world, with truth", lambda: (WorldMakeArgs, _world_make)),
     "train demo": Command("train the built-in model from nothing", _train_demo),
+    "train distill": Command("few-step students of a checkpoint", _train_distill),
     "eval sync": Command("how well picture and sound agree, for a folder of clips", _eval_sync),
     "eval world": Command("score a checkpoint on held-out prompts of the synthetic world", _eval_world),
     "bench kernels": Command("microbenchmarks of the ops", _bench_kernels),
@@ -169,7 +177,6 @@ COMMANDS: dict[str, Command] = {
 # What the design names, but this version does not have.
 LATER: dict[str, str] = {
     "eval javisbench": "the evaluation harness (issue 8)",
-    "train distill": "few-step students (issue 6)",
     "train joint": "full-size training (issue 7)",
     "train audio": "full-size training (issue 7)",
     "train prior": "full-size training (issue 7)",

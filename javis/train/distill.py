@@ -57,12 +57,16 @@ class Task(nn.Module):
         self.student, self.config = student, config
 
     def velocity(self, model: JavisDiT, batch: dict[str, Any], **changes: Tensor) -> Velocity:
-        """The student's velocity (or that of its average) on a batch; ``changes`` take the place of its entries."""
+        """The student's velocity (or that of its average) on a batch; ``changes`` take the place of its entries.
+
+        Of a model with ``pred_sigma`` the first half of the channels, as in sampling.
+        """
         b = batch | changes
         told = model.condition(**b["told"], guidance=b["scales"])
         end = {"end": b["end"]} if model.config.step_input else {}
         masks = {k: b[k] for k in ("video_mask", "audio_mask")}
-        return model.denoise(b["video"], b["audio"], b["t"], told, **masks, **end)
+        out = model.denoise(b["video"], b["audio"], b["t"], told, **masks, **end)
+        return Velocity(out.video[:, : b["video"].shape[1]], out.audio[:, : b["audio"].shape[1]])
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
         """-> total, video and audio loss: mean square error of the velocity, of what is not given."""
@@ -331,8 +335,38 @@ def run(config: DistillConfig) -> Path:
     return folder
 
 
+def rehearse(config: DistillConfig) -> None:
+    """The whole recipe once at toy size, full-size components with few channels and random weights; then its cost."""
+    from tempfile import TemporaryDirectory
+
+    from javis.pipeline import JavisPipeline
+    from javis.train.distill_estimate import estimate
+
+    with TemporaryDirectory() as folder:
+        toy = JavisPipeline.with_random_weights("toy", device="cpu")
+        teacher = toy.save_pretrained(Path(folder) / "teacher")
+        captions = Path(folder) / "captions.txt"
+        captions.write_text("rain on a tin roof\na dog barks at the sea\n", encoding="utf-8")
+        small = replace(
+            config, teacher=str(teacher), captions=captions, out=Path(folder) / "run", resolution="64x64", seconds=0.5,
+            clips=4, held_out=1, batch=2, processes=1, device="cpu", precision="fp32", compile=False, save_every=2,
+            teacher_steps=max(config.windows), stage=replace(config.stage, steps=2, warmup=1),
+        )  # fmt: skip
+        run(small)
+    cost = estimate(config)
+    log.info("toy size: recorded, trained and exported with random weights")
+    log.info(
+        "full size, %s: %.3g PFLOP to record %d clips, %.3g PFLOP to train %d steps of %d: %.3g GPU hours if %.0f "
+        "TFLOP/s are sustained (an assumption)", config.resolution or "240p", cost.recording_pflop, config.clips,
+        cost.training_pflop, config.stage.steps, config.batch, cost.hours, cost.tflops,
+    )  # fmt: skip
+
+
 def main(config: DistillConfig) -> int:
     """Command-line entry: distil, then say where the student is."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    log.info("student: %s", run(config))
+    if config.dry_run:
+        rehearse(config)
+    else:
+        log.info("student: %s", run(config))
     return 0

@@ -1,4 +1,9 @@
-"""Recipes of distillation: from a guided many-step teacher to a student of a few unguided steps."""
+"""Recipes of distillation: from a guided many-step teacher to a student of a few unguided steps.
+
+The defaults are the recipe of the built-in model. Of the full size (docs/distillation.md): ``--teacher DIR --captions
+FILE --device cuda --resolution 240p --clips 20000 --teacher-steps 32 --windows 8 4 2``; with ``--dry-run`` it runs once
+with toy components and says what it costs.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +29,12 @@ class DistillConfig:
     """guidance: guided velocity in one evaluation; reflow: piecewise rectified flow; shortcut: self-consistency."""
     captions: Path | None = None
     """Text file, one caption a line (default: captions of the built-in world)."""
+    resolution: str | None = None
+    """Size of the clips (default: the checkpoint's; the built-in model has one)."""
+    seconds: float | None = None
+    """Their length (default: the checkpoint's)."""
+    dry_run: bool = False
+    """Run the whole recipe once with random weights of toy size, and say what it costs at full size."""
     clips: int = 2400
     """Clips whose way through the teacher's sampler is recorded."""
     held_out: int = 32

@@ -101,9 +101,11 @@ def clip_settings(pipe: Any, config: DistillConfig) -> tuple[Any, Any, float, st
     from javis.batches import _ratio
     from javis.generation import check_settings, codec_grid
 
-    nothing = dict.fromkeys(("seconds", "fps", "resolution", "ratio", "steps", "guidance", "audio_guidance", "order"))
-    grid = codec_grid(pipe.video_codec)
-    asked = check_settings(pipe.description, grid=grid, ablate=(), batch_size=CHUNK, **nothing)  # type: ignore[arg-type]
+    nothing = dict.fromkeys(("fps", "ratio", "steps", "guidance", "audio_guidance", "order"))
+    asked = check_settings(
+        pipe.description, grid=codec_grid(pipe.video_codec), seconds=config.seconds, resolution=config.resolution,
+        ablate=(), batch_size=CHUNK, **nothing,
+    )  # type: ignore[arg-type]  # fmt: skip
     ratio = _ratio(pipe.description["sampling"], asked) if config.timestep_ratio is None else config.timestep_ratio
     return asked.length, asked.size, ratio, asked.order
 
@@ -183,7 +185,8 @@ def record(config: DistillConfig, pipe: Any) -> Trajectories:
     length, size, ratio, order = clip_settings(pipe, config)
     facts = {
         "teacher": config.teacher, "clips": config.clips, "seed": config.seed, "teacher_steps": config.teacher_steps,
-        "states": config.states, "guidance": [*config.guidance, *config.audio_guidance], "ratio": ratio, "order": order,
+        "states": config.states, "size": str(size), "frames": length.frames,
+        "guidance": [*config.guidance, *config.audio_guidance], "ratio": ratio, "order": order,
     }  # fmt: skip
     known = folder / "settings.json"
     if known.exists() and json.loads(known.read_text()) != facts:

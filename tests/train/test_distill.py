@@ -15,10 +15,12 @@ from safetensors.torch import load_file
 from javis import JavisPipeline
 from javis.errors import UsageError
 from javis.model.dit import Velocity
+from javis.plan import PlanArgs, plan
 from javis.train import distill, trajectories
 from javis.train.config import StageConfig
 from javis.train.distill import Lessons, Task, student_of
 from javis.train.distill_config import DistillConfig
+from javis.train.distill_estimate import estimate
 from javis.train.stages import learning_rate
 from javis.train.trajectories import Trajectories, conditioning, guidance_of, read_captions, record, seed_of
 
@@ -208,7 +210,8 @@ def test_two_half_steps_of_a_shortcut(recorded: tuple[DistillConfig, JavisPipeli
         "video": torch.randn(3, 2, 3, 2, 2, generator=g, dtype=torch.float64),
         "audio": torch.randn(3, 2, 4, 3, generator=g, dtype=torch.float64),
         "t": grid[[0, 2, 1]], "end": grid[[4, 4, 2]],
-        "video_mask": torch.ones(3, 3, dtype=torch.bool), "audio_mask": torch.tensor([[True], [False], [True]]).expand(3, 4),
+        "video_mask": torch.ones(3, 3, dtype=torch.bool),
+        "audio_mask": torch.tensor([[True], [False], [True]]).expand(3, 4),
     }  # fmt: skip
     lessons.ways.grid = [float(t) for t in grid]
     single = Velocity(torch.full_like(batch["video"], 7.0), torch.full_like(batch["audio"], 7.0))
@@ -267,3 +270,20 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(teacher: Path, tmp_path
     distill.run(part)
     found = [load_file(tmp_path / name / "reflow" / "student.safetensors") for name in ("whole", "part")]
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+@pytest.mark.slow
+def test_the_full_size_recipe_at_toy_size(
+    in_process: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs whole, and says what it costs: by hand, forward passes times FLOPs of one."""
+    caplog.set_level("INFO", logger="javis.train")
+    for method, passes in (("reflow", 3), ("shortcut", 7)):
+        config = DistillConfig(method=method, windows=(4, 2, 1), teacher_steps=32, clips=100, held_out=1, dry_run=True)  # type: ignore[arg-type]
+        distill.main(config)
+        found = estimate(config)
+        forward = plan(PlanArgs(resolution="240p", steps=1, guidance=False))["tflop_per_step"]["total"] / 1e3
+        assert found.recording_pflop == pytest.approx(forward * 100 * 32 * 2)
+        assert found.training_pflop == pytest.approx(forward * 2400 * 16 * passes)
+        assert found.hours == pytest.approx((found.recording_pflop + found.training_pflop) * 1e15 / 500e12 / 3600)
+        assert f"{found.hours:.3g} GPU hours" in caplog.text

@@ -1,0 +1,53 @@
+"""What a distillation costs, from the FLOPs of the model: recording, and training by each method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from javis.plan import TFLOPS, PlanArgs, plan
+from javis.train.distill_config import DistillConfig
+
+# Evaluations of a model, per sample of training: the student's forward and backward pass count three.
+_TRAINING = {"reflow": 3, "guidance": 3 + 2, "shortcut": 3 + 2 + 2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """PFLOP of the two halves of a distillation, and the hours they take on GPUs that sustain ``tflops``."""
+
+    recording_pflop: float
+    training_pflop: float
+    tflops: float
+
+    @property
+    def hours(self) -> float:
+        """GPU hours: of several GPUs together."""
+        return (self.recording_pflop + self.training_pflop) * 1e3 / self.tflops / 3600
+
+
+def estimate(config: DistillConfig, *, model: str = "official", parts: int = 1, tflops: float = TFLOPS) -> Estimate:
+    """Count a recipe.
+
+    Args:
+        config: of the distillation; ``resolution`` and ``seconds`` say how large a clip is.
+        model: as in ``javis plan``; "official" is the full size.
+        parts: 2 where the sampler makes the sound first.
+        tflops: TFLOP/s of products that a GPU sustains. The default is an assumption (half of the H100's peak in
+            bfloat16), not a measurement.
+
+    Returns:
+        An `Estimate`. Text, priors and conditioning (once a clip) and optimizer steps are left out.
+    """
+    facts = plan(
+        PlanArgs(
+            model=model,
+            resolution=config.resolution or "240p",
+            seconds=config.seconds or 2.0,
+            steps=1,
+            guidance=False,
+        )
+    )
+    forward = facts["tflop_per_step"]["total"] / 1e3
+    recording = forward * config.clips * parts * config.teacher_steps * 2
+    training = forward * config.stage.steps * config.batch * _TRAINING[config.method]
+    return Estimate(recording_pflop=recording, training_pflop=training, tflops=tflops)
