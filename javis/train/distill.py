@@ -40,8 +40,8 @@ log = logging.getLogger("javis.train")
 
 def student_of(teacher: JavisDiT, config: DistillConfig) -> JavisDiT:
     """A model with the teacher's weights and the student's inputs, which change nothing yet."""
-    inputs = {"guidance_input": True, "step_input": config.method != "guidance"}
-    student = JavisDiT(replace(teacher.config, **inputs), cpu_training_ops() if config.device == "cpu" else None)
+    changed = replace(teacher.config, guidance_input=True, step_input=config.method != "guidance")
+    student = JavisDiT(changed, cpu_training_ops() if config.device == "cpu" else None)
     missing, unexpected = student.load_state_dict(teacher.state_dict(), strict=False)
     foreign = [name for name in missing if not name.startswith(("embed.end.", "embed.guidance."))]
     if foreign or unexpected:

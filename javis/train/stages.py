@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -175,8 +175,19 @@ def _prepare(model: JavisDiT, joint: bool, freeze_branches: bool) -> list[tuple[
     return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
 
 
+class OptimizerSettings(Protocol):
+    """What :func:`build_optimizers` needs of a training's configuration."""
+
+    @property
+    def optimizer(self) -> str: ...
+    @property
+    def muon_rate(self) -> float: ...
+    @property
+    def weight_decay(self) -> float: ...
+
+
 def build_optimizers(
-    named: list[tuple[str, nn.Parameter]], config: DemoTrainConfig, learning_rate: float
+    named: list[tuple[str, nn.Parameter]], config: OptimizerSettings, learning_rate: float
 ) -> list[tuple[optim.Optimizer, list[str]]]:
     """Optimizers with the names of their parameters, in their order.
 

@@ -22,7 +22,7 @@ from javis.errors import UsageError
 from javis.flow import timesteps
 from javis.generation import clip_noise
 from javis.model.dit import Conditioning
-from javis.sample import Guidance, sample_in_order
+from javis.sample import Guidance, Order, sample_in_order
 from javis.train.distill_config import DistillConfig
 
 CHUNK = 32  # clips a recording worker makes together
@@ -96,7 +96,7 @@ class Trajectories:
         return tuple(torch.from_numpy(x.astype(np.float32)) for x in found)  # type: ignore[return-value]
 
 
-def clip_settings(pipe: Any, config: DistillConfig) -> tuple[Any, Any, float, str]:
+def clip_settings(pipe: Any, config: DistillConfig) -> tuple[Any, Any, float, Order]:
     """Length, size, timestep ratio and order in which this checkpoint makes its clips."""
     from javis.batches import _ratio
     from javis.generation import check_settings, codec_grid
