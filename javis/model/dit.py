@@ -298,32 +298,14 @@ class JavisDiT(nn.Module):
         Raises:
             ValueError: latents or masks that do not fit the conditioning, an ``end`` too many or too few.
         """
-        if (end is not None) is not self.config.step_input:
-            raise ValueError(
-                "this model takes the end of the step as input (step_input), and end was not given"
-                if self.config.step_input
-                else "end is an input of models with step_input only"
-            )
         with self.step_context():
-            return self._denoise(video, audio, timestep, condition, video_mask, audio_mask, end)
-
-    def _denoise(
-        self,
-        video: Tensor,
-        audio: Tensor,
-        timestep: Tensor,
-        condition: Conditioning,
-        video_mask: Tensor | None,
-        audio_mask: Tensor | None,
-        end: Tensor | None,
-    ) -> Velocity:
-        start = self.begin(video, audio, timestep, condition, video_mask, audio_mask)
-        v, a = start.video, start.audio
-        for number in range(self.config.depth):
-            v = self.stream("video", number, v, start, condition)
-            a = self.stream("audio", number, a, start, condition)
-            v, a = self.meet(number, v, a, condition)
-        return self.end(v, a, start, video, audio, timestep, condition)
+            start = self.begin(video, audio, timestep, condition, video_mask, audio_mask, end)
+            v, a = start.video, start.audio
+            for number in range(self.config.depth):
+                v = self.stream("video", number, v, start, condition)
+                a = self.stream("audio", number, a, start, condition)
+                v, a = self.meet(number, v, a, condition)
+            return self.finish(v, a, start, video, audio, timestep, condition)
 
     # The parts of a step, for what leaves out some of them (javis/sample/cache.py). They run within ``step_context``.
 
@@ -335,8 +317,15 @@ class JavisDiT(nn.Module):
         condition: Conditioning,
         video_mask: Tensor | None = None,
         audio_mask: Tensor | None = None,
+        end: Tensor | None = None,
     ) -> StepStart:
-        """What comes before the layers; arguments as in :meth:`denoise`."""
+        """What comes before the layers; arguments and errors as in :meth:`denoise`."""
+        if (end is not None) is not self.config.step_input:
+            raise ValueError(
+                "this model takes the end of the step as input (step_input), and end was not given"
+                if self.config.step_input
+                else "end is an input of models with step_input only"
+            )
         c = self.config
         if tuple(video.shape[2:]) != condition.video_sizes or tuple(audio.shape[2:]) != condition.audio_sizes:
             raise ValueError(
@@ -386,7 +375,7 @@ class JavisDiT(nn.Module):
         block = self._layers[number].bidirectional
         return (v, a) if block is None or not condition.with_bidirectional else block(v, a, condition.clock)
 
-    def end(
+    def finish(
         self,
         v: Tensor,
         a: Tensor,
