@@ -6,9 +6,9 @@ values of captions and priors) are computed once per clip by ``condition`` metho
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,12 +18,29 @@ from javis.model.config import JavisDiTConfig, PriorMode, PriorScope
 from javis.model.embed import Linear, Mlp
 from javis.model.ops import FoldedPrior, ModelOps, Rope, apply_rope, fold_prior
 
+Stream = Literal["video", "audio"]
+
 
 class KeyValue(NamedTuple):
     """Keys and values of condition tokens, each [B, H, M, D]."""
 
     k: Tensor
     v: Tensor
+
+
+# Outputs of a block's attentions, by name, that a cache keeps across steps (javis/sample/cache.py). A block computes
+# what is None and puts it here; it keeps nothing that has no place here.
+Held = dict[str, Tensor | None]
+
+
+def _kept(held: Held | None, name: str) -> Tensor | None:
+    return None if held is None else held.get(name)
+
+
+def _keep(held: Held | None, name: str, value: Tensor) -> Tensor:
+    if held is not None and name in held:
+        held[name] = value
+    return value
 
 
 # What a prior attention keeps of a clip: keys and values, or those with the projections in them, or resampled tokens.
@@ -133,12 +150,29 @@ class TransformerBlock(nn.Module):
         self.text = CrossAttention(c.hidden_size, c.num_heads, ops)
         self.mlp = Mlp(c.hidden_size, c.mlp_size, c.hidden_size, ops)
 
-    def forward(self, x: Tensor, step: StepState, text: KeyValue, text_mask: Tensor | None) -> Tensor:
+    def modulated(self, x: Tensor, step: StepState) -> Tensor:
+        """What enters the self-attention: ``x`` [B, N, C], normalised and modulated by the timestep."""
+        return self._modulated(x, step, modulations(self.modulation, step.time, step.time0)[0])
+
+    def _modulated(self, x: Tensor, step: StepState, a: Modulation) -> Tensor:
+        return self.ops.ada_layer_norm(
+            x, a.shift, a.scale, shift0=a.shift0, scale0=a.scale0, frame_mask=step.frame_mask
+        )
+
+    def forward(
+        self, x: Tensor, step: StepState, text: KeyValue, text_mask: Tensor | None, held: Held | None = None
+    ) -> Tensor:
+        """One step of the stream x [B, N, C]. ``held`` may keep "attention" and "text", [B, N, C] before the gate."""
         ops, mask = self.ops, step.frame_mask
         a, m = modulations(self.modulation, step.time, step.time0)
-        y = ops.ada_layer_norm(x, a.shift, a.scale, shift0=a.shift0, scale0=a.scale0, frame_mask=mask)
-        x = ops.gated_residual(x, self.attn(y, step.frames, step.rope), a.gate, gate0=a.gate0, frame_mask=mask)
-        told = self.text.proj(ops.text_cross_attention(self.text.q(x), text.k, text.v, mask=text_mask))
+        h = _kept(held, "attention")
+        if h is None:
+            h = _keep(held, "attention", self.attn(self._modulated(x, step, a), step.frames, step.rope))
+        x = ops.gated_residual(x, h, a.gate, gate0=a.gate0, frame_mask=mask)
+        told = _kept(held, "text")
+        if told is None:
+            told = self.text.proj(ops.text_cross_attention(self.text.q(x), text.k, text.v, mask=text_mask))
+            _keep(held, "text", told)
         x, y = self.mlp_ops.gated_residual_ada_layer_norm(
             x, told, None, m.shift, m.scale, shift0=m.shift0, scale0=m.scale0, frame_mask=mask
         )
@@ -207,7 +241,15 @@ class PriorBlock(nn.Module):
         self.temporal = PriorAttention(c, ops)
         self.mlp = Mlp(c.hidden_size, c.mlp_size, c.hidden_size, ops)
 
-    def forward(self, x: Tensor, step: StepState, spatial: PriorCondition, temporal: PriorCondition) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        step: StepState,
+        spatial: PriorCondition,
+        temporal: PriorCondition,
+        held: Held | None = None,
+    ) -> Tensor:
+        """One step of the stream x [B, N, C]. ``held`` may keep "spatial" and "temporal", [B, N, C] before gating."""
         ops, mask = self.ops, step.frame_mask
         s, t, m = modulations(self.modulation, step.prior_time, step.prior_time0)
         y = ops.ada_layer_norm(x, s.shift, s.scale, shift0=s.shift0, scale0=s.scale0, frame_mask=mask)
@@ -215,7 +257,10 @@ class PriorBlock(nn.Module):
             (self.spatial, spatial, True, s, t, ops),
             (self.temporal, temporal, False, t, m, self.mlp_ops),
         ):
-            h = attention(y, told, step.frames, spatially)
+            name = "spatial" if spatially else "temporal"
+            h = _kept(held, name)
+            if h is None:
+                h = _keep(held, name, attention(y, told, step.frames, spatially))
             x, y = norm.gated_residual_ada_layer_norm(
                 x,
                 h,
@@ -285,38 +330,6 @@ class BidirectionalBlock(nn.Module):
         return video, audio + self.audio_scale * self.audio_out(to_audio)
 
 
-class FinalLayer(nn.Module):
-    """Modulate by the time embedding itself and project to patches.
-
-    Parity: a clean frame (mask False) is modulated twice, first as at timestep t and then, from that result, as at
-    timestep 0. Trained weights depend on it.
-    """
-
-    def __init__(self, config: JavisDiTConfig, ops: ModelOps, size_out: int) -> None:
-        super().__init__()
-        self.ops = ops
-        # A predicted sample is divided by the share of noise, which multiplies rounding errors: keep it in float32.
-        self.wide = config.prediction == "sample"
-        self.modulation = nn.Parameter(torch.randn(2, config.hidden_size) / config.hidden_size**0.5)
-        self.linear = nn.Linear(config.hidden_size, size_out)
-
-    def forward(self, x: Tensor, time: Tensor, time0: Tensor | None, frame_mask: Tensor | None) -> Tensor:
-        """x [B, N, C], time [B, C] -> [B, N, patch * channels]."""
-        shift, scale = (self.modulation + time[:, None]).unbind(1)
-        y = self.ops.ada_layer_norm(x, shift, scale)
-        if frame_mask is not None and time0 is not None:
-            shift0, scale0 = (self.modulation + time0[:, None]).unbind(1)
-            twice = self.ops.ada_layer_norm(y, shift0, scale0)
-            frames = frame_mask.shape[1]
-            keep = frame_mask[:, :, None, None]
-            y = torch.where(keep, y.unflatten(1, (frames, -1)), twice.unflatten(1, (frames, -1))).flatten(1, 2)
-        if not self.wide:
-            return self.linear(y)
-        with torch.autocast("cpu" if y.is_meta else y.device.type, enabled=False):
-            bias = None if self.linear.bias is None else self.linear.bias.float()
-            return F.linear(y.float(), self.linear.weight.float(), bias)
-
-
 class JavisLayer(nn.Module):
     """One layer: video spatial, video temporal, audio spatial, audio temporal, priors, bidirectional attention."""
 
@@ -330,19 +343,47 @@ class JavisLayer(nn.Module):
         self.audio_prior = PriorBlock(config, ops) if config.use_prior else None
         self.bidirectional = BidirectionalBlock(config, ops) if config.use_bidirectional else None
 
+    def stream(
+        self,
+        name: Stream,
+        x: Tensor,
+        step: StepState,
+        text: tuple[KeyValue, KeyValue],
+        text_mask: Tensor | None,
+        prior: tuple[PriorCondition, PriorCondition] | None,
+        held: Mapping[str, Held] | None = None,
+    ) -> Tensor:
+        """The blocks of one stream, [B, N, C], up to where the streams meet.
+
+        Args:
+            text: keys and values for the spatial and the temporal block. prior: for the spatial and the temporal step.
+            held: by block ("spatial", "temporal", "prior"), what it keeps across steps.
+        """
+        held = held or {}
+        if name == "video":
+            spatial, temporal, own_prior = self.video_spatial, self.video_temporal, self.video_prior
+        else:
+            spatial, temporal, own_prior = self.audio_spatial, self.audio_temporal, self.audio_prior
+        x = spatial(x, step, text[0], text_mask, held.get("spatial"))
+        x = temporal(x, step, text[1], text_mask, held.get("temporal"))
+        if own_prior is not None and prior is not None:
+            x = own_prior(x, step, *prior, held.get("prior"))
+        return x
+
     def blocks(self) -> dict[str, nn.Module]:
         """The sub-blocks by name, in the order they run; those this model has."""
         return {name: block for name, block in self.named_children() if block is not None}
 
 
 __all__ = [
-    "FinalLayer",
     "FoldedPrior",
+    "Held",
     "JavisLayer",
     "KeyValue",
     "Modulation",
     "PriorCondition",
     "PriorMode",
     "StepState",
+    "Stream",
     "modulations",
 ]

@@ -7,7 +7,7 @@ Read this file first, then blocks.py (what a layer does) and ops.py (the operati
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple, cast
@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from javis.model.blocks import FinalLayer, JavisLayer, KeyValue, PriorBlock, PriorCondition, StepState
+from javis.model.blocks import Held, JavisLayer, KeyValue, PriorBlock, PriorCondition, StepState, Stream
 from javis.model.config import JavisDiTConfig, PriorScope
 from javis.model.embed import Embedders, clock_positions, clock_rope, rope_table, sinusoid, unpatchify, video_positions
+from javis.model.final import FinalLayer, velocity_of_sample
 from javis.model.ops import ModelOps, Rope
 
 
@@ -57,28 +58,15 @@ class Conditioning:
     clock: tuple[Rope, Rope] | None = None  # RoPE of the bidirectional attention, video and audio tokens
 
 
-MIN_NOISE_SHARE = 0.05
+class StepStart(NamedTuple):
+    """What a denoising step computes before its layers (:meth:`JavisDiT.begin`)."""
 
-
-def velocity_of_sample(out: Tensor, x_t: Tensor, timestep: Tensor, sigma_data: float = 0.0) -> Tensor:
-    """Velocity from a predicted clean sample: ``x - noise = (x - x_t) / s`` with s = t/1000, at least 0.05.
-
-    A token that holds more values than the model is wide cannot carry its own noise through the residual stream, which
-    a predicted velocity needs; the clean sample has few degrees of freedom (Li & He, arXiv 2511.13720). But neither
-    does the last detail of the sample fit through. With ``sigma_data`` > 0 it passes by the network, as in EDM (Karras
-    et al., arXiv 2206.00364, eq. 7, with noise level s / (1 - s) on x_t / (1 - s)):
-
-        x = (c x_t + s^2 out) / d,    c = sigma_data^2 (1 - s),    d = sigma_data^2 (1 - s)^2 + s^2
-
-    which is the most likely x if ``out`` has Gaussian errors of variance ``sigma_data^2``, given x_t. Channels beyond
-    those of ``x_t`` (pred_sigma) pass through.
-    """
-    share = (timestep.float() / 1000).clamp(min=MIN_NOISE_SHARE).view(-1, *[1] * (out.ndim - 1))
-    channels, variance = x_t.shape[1], sigma_data**2
-    # (x - x_t) / s, with the s that both terms share divided out by hand
-    scale = variance * (1 - share) ** 2 + share**2
-    velocity = (share * out[:, :channels].float() + (variance * (1 - share) - share) * x_t.float()) / scale
-    return torch.cat((velocity, out[:, channels:].float()), dim=1) if out.shape[1] > channels else velocity
+    video: Tensor  # tokens, [B, Nv, C]
+    audio: Tensor  # tokens, [B, Na, C]
+    time: Tensor  # embedded timestep, [B, C]
+    time0: Tensor | None  # the same of timestep 0, with condition masks
+    video_step: StepState
+    audio_step: StepState
 
 
 def _frame_mask(mask: Tensor | None, batch: int, frames: int, patch: int) -> Tensor | None:
@@ -310,25 +298,34 @@ class JavisDiT(nn.Module):
         Raises:
             ValueError: latents or masks that do not fit the conditioning, an ``end`` too many or too few.
         """
+        with self.step_context():
+            start = self.begin(video, audio, timestep, condition, video_mask, audio_mask, end)
+            v, a = start.video, start.audio
+            for number in range(self.config.depth):
+                v = self.stream("video", number, v, start, condition)
+                a = self.stream("audio", number, a, start, condition)
+                v, a = self.meet(number, v, a, condition)
+            return self.finish(v, a, start, video, audio, timestep, condition)
+
+    # The parts of a step, for what leaves out some of them (javis/sample/cache.py). They run within ``step_context``.
+
+    def begin(
+        self,
+        video: Tensor,
+        audio: Tensor,
+        timestep: Tensor,
+        condition: Conditioning,
+        video_mask: Tensor | None = None,
+        audio_mask: Tensor | None = None,
+        end: Tensor | None = None,
+    ) -> StepStart:
+        """What comes before the layers; arguments and errors as in :meth:`denoise`."""
         if (end is not None) is not self.config.step_input:
             raise ValueError(
                 "this model takes the end of the step as input (step_input), and end was not given"
                 if self.config.step_input
                 else "end is an input of models with step_input only"
             )
-        with self.step_context():
-            return self._denoise(video, audio, timestep, condition, video_mask, audio_mask, end)
-
-    def _denoise(
-        self,
-        video: Tensor,
-        audio: Tensor,
-        timestep: Tensor,
-        condition: Conditioning,
-        video_mask: Tensor | None,
-        audio_mask: Tensor | None,
-        end: Tensor | None,
-    ) -> Velocity:
         c = self.config
         if tuple(video.shape[2:]) != condition.video_sizes or tuple(audio.shape[2:]) != condition.audio_sizes:
             raise ValueError(
@@ -350,19 +347,48 @@ class JavisDiT(nn.Module):
         v = (v.unflatten(1, (v_step.frames, -1)) + condition.video_positions).flatten(1, 2)
         a = self.embed.audio(audio.to(dtype))
         a = (a.unflatten(1, (a_step.frames, -1)) + condition.audio_positions).flatten(1, 2)
-        for layer, told in zip(self._layers, condition.layers, strict=True):
-            v = layer.video_spatial(v, v_step, told.text[0], condition.text_mask)
-            v = layer.video_temporal(v, v_step, told.text[1], condition.text_mask)
-            a = layer.audio_spatial(a, a_step, told.text[2], condition.text_mask)
-            a = layer.audio_temporal(a, a_step, told.text[3], condition.text_mask)
-            if layer.video_prior is not None and told.video_prior is not None:
-                v = layer.video_prior(v, v_step, *told.video_prior)
-            if layer.audio_prior is not None and told.audio_prior is not None:
-                a = layer.audio_prior(a, a_step, *told.audio_prior)
-            if layer.bidirectional is not None and condition.with_bidirectional:
-                v, a = layer.bidirectional(v, a, condition.clock)
-        v_out = self.video_final(v, time, time0, v_step.frame_mask)
-        a_out = self.audio_final(a, time, time0, a_step.frame_mask)
+        return StepStart(v, a, time, time0, v_step, a_step)
+
+    def stream(
+        self,
+        name: Stream,
+        number: int,
+        x: Tensor,
+        start: StepStart,
+        condition: Conditioning,
+        held: Mapping[str, Held] | None = None,
+    ) -> Tensor:
+        """Blocks of one stream in layer ``number``, up to where the streams meet: tokens [B, N, C] -> the same."""
+        told, video = condition.layers[number], name == "video"
+        return self._layers[number].stream(
+            name,
+            x,
+            start.video_step if video else start.audio_step,
+            told.text[:2] if video else told.text[2:],
+            condition.text_mask,
+            told.video_prior if video else told.audio_prior,
+            held,
+        )
+
+    def meet(self, number: int, v: Tensor, a: Tensor, condition: Conditioning) -> tuple[Tensor, Tensor]:
+        """The bidirectional attention of layer ``number``, if it has one."""
+        block = self._layers[number].bidirectional
+        return (v, a) if block is None or not condition.with_bidirectional else block(v, a, condition.clock)
+
+    def finish(
+        self,
+        v: Tensor,
+        a: Tensor,
+        start: StepStart,
+        video: Tensor,
+        audio: Tensor,
+        timestep: Tensor,
+        condition: Conditioning,
+    ) -> Velocity:
+        """What comes after the layers: tokens ``v``, ``a`` [B, N, C] -> velocity; latents as given to `begin`."""
+        c = self.config
+        v_out = self.video_final(v, start.time, start.time0, start.video_step.frame_mask)
+        a_out = self.audio_final(a, start.time, start.time0, start.audio_step.frame_mask)
         v_grid = self.embed.video.grid(condition.video_sizes)
         a_grid = self.embed.audio.grid(condition.audio_sizes)
         video_out = unpatchify(v_out, v_grid, c.video_patch, condition.video_sizes)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from javis.flow import add_noise
 from javis.model.config import JavisDiTConfig
-from javis.model.dit import velocity_of_sample
 from javis.model.embed import clock_positions
+from javis.model.final import velocity_of_sample
 
 from .small import MODES, distance, frame_masks, make_inputs, run, small_config, small_model
 
