@@ -16,10 +16,11 @@ from javis.console import progress_bar
 from javis.decode import decode_frames
 from javis.durations import ClipLength
 from javis.errors import FailedError
-from javis.flow import timestep_ratio
 from javis.generation import Settings, clip_noise
-from javis.sample import sample_in_order
+from javis.model.dit import Conditioning
+from javis.sample import Tally, parts, sample_in_order
 from javis.sample.euler import StepEnd
+from javis.sample.schedules import schedule_of
 
 if TYPE_CHECKING:
     from javis.pipeline import JavisPipeline, StepCallback
@@ -31,21 +32,26 @@ def generate(
     pipe: JavisPipeline,
     captions: list[str],
     seeds: list[int],
-    negatives: list[str] | None,
     asked: Settings,
     progress: Callable[[int, int], None] | None = None,
     callback: StepCallback | None = None,
+    *,
+    negatives: list[str] | None = None,
+    audio_negatives: list[str] | None = None,
+    audio_seeds: list[int] | None = None,
 ) -> ClipBatch:
     """Clips of all captions, ``asked.batch_size`` at a time.
 
     Args:
         captions, seeds, negatives: one of each per clip; no negatives: the null caption.
+        audio_negatives, audio_seeds: those of the sound, if they are others.
         progress, callback: as in :meth:`javis.pipeline.JavisPipeline.__call__`.
     """
     pictures, sounds = [], []
     spent = dict.fromkeys(STAGES, 0.0)
     starts = range(0, len(captions), asked.batch_size)
-    total = len(starts) * asked.steps
+    evaluations = sum(parts(asked.steps, asked.order, asked.sampler.audio_steps))
+    total, tally = len(starts) * evaluations, Tally()
     with _bar(pipe, progress, total) as report:
         for number, start in enumerate(starts):
             part = slice(start, start + asked.batch_size)
@@ -53,12 +59,15 @@ def generate(
                 pipe,
                 captions[part],
                 seeds[part],
-                None if negatives is None else negatives[part],
                 asked,
                 spent,
-                _step_end(pipe, number * asked.steps, total, report, callback),
+                _step_end(pipe, number * evaluations, total, report, callback),
+                tally,
+                negatives=None if negatives is None else negatives[part],
+                audio_negatives=None if audio_negatives is None else audio_negatives[part],
+                audio_seeds=(audio_seeds or seeds)[part],
             )
-            picture, sound = decode(pipe, video, audio, seeds[part], asked.length, spent)
+            picture, sound = decode(pipe, video, audio, (audio_seeds or seeds)[part], asked.length, spent)
             pictures.append(picture)
             sounds.append(sound)
     return ClipBatch(
@@ -72,26 +81,33 @@ def generate(
         guidance=asked.guidance.video,
         audio_guidance=asked.guidance.audio,
         order=asked.order,
+        forwards=tally.forwards // len(starts),
+        options=asked.sampler.changed(),
+        audio_seeds=audio_seeds,
         seconds_per_stage={name: round(value, 4) for name, value in spent.items()},
         random_weights=pipe.random_weights,
     )
 
 
 @torch.no_grad()
-def _latents(
+def prepared(
     pipe: JavisPipeline,
     captions: list[str],
     seeds: list[int],
-    negatives: list[str] | None,
     asked: Settings,
-    spent: dict[str, float],
-    on_step_end: StepEnd,
-) -> tuple[Tensor, Tensor]:
-    """Latents of one batch: video [B, Cv, T, H, W] and audio [B, Ca, Ta, M], float32."""
+    spent: dict[str, float] | None = None,
+    *,
+    negatives: list[str] | None = None,
+    audio_negatives: list[str] | None = None,
+    audio_seeds: list[int] | None = None,
+) -> tuple[Conditioning, Tensor, Tensor]:
+    """What a batch is denoised from: conditioning, and noise of video [B, Cv, T, H, W] and audio [B, Ca, Ta, M]."""
+    spent = dict.fromkeys(STAGES, 0.0) if spent is None else spent
     length, size = asked.length, asked.size
     with stage(pipe, "text", spent):
         text, mask = pipe.encode_text(captions)
         negative = None if negatives is None else pipe.encode_text(negatives)
+        audio_negative = None if audio_negatives is None else pipe.encode_text(audio_negatives)
     with stage(pipe, "prior", spent):
         told = text if pipe.prior_text_encoder is None else pipe.encode_text(captions, for_prior=True)[0]
         priors = pipe.estimate_priors(told, seeds, zero_prior="prior" in asked.ablate)
@@ -104,13 +120,30 @@ def _latents(
             samples=length.model_samples,
             guided=asked.guidance != (1, 1),
             negative=negative,
+            audio_negative=audio_negative,
             with_bidirectional="bidirectional" not in asked.ablate,
             size=size,
             fps=length.fps,
         )
         config = pipe.model.config
         video = clip_noise((config.video_channels, *condition.video_sizes), seeds, 1, pipe.device)
-        audio = clip_noise((config.audio_channels, *condition.audio_sizes), seeds, 2, pipe.device)
+        audio = clip_noise((config.audio_channels, *condition.audio_sizes), audio_seeds or seeds, 2, pipe.device)
+    return condition, video, audio
+
+
+@torch.no_grad()
+def _latents(
+    pipe: JavisPipeline,
+    captions: list[str],
+    seeds: list[int],
+    asked: Settings,
+    spent: dict[str, float],
+    on_step_end: StepEnd,
+    tally: Tally,
+    **others: Any,
+) -> tuple[Tensor, Tensor]:
+    """Latents of one batch: video [B, Cv, T, H, W] and audio [B, Ca, Ta, M], float32; arguments as of `prepared`."""
+    condition, video, audio = prepared(pipe, captions, seeds, asked, spent, **others)
     with stage(pipe, "denoise", spent):
         video, audio = sample_in_order(
             pipe.model if pipe.denoiser is None else pipe.denoiser,
@@ -119,10 +152,17 @@ def _latents(
             condition,
             asked.steps,
             order=asked.order,
-            ratio=_ratio(pipe.description["sampling"], asked),
             guidance=asked.guidance,
             on_step_end=on_step_end,
-        )
+            audio_steps=asked.sampler.audio_steps,
+            solver=asked.sampler.solver,
+            schedule=schedule_of(
+                pipe.description["sampling"], asked.sampler, height=asked.size.height, width=asked.size.width,
+                frames=asked.length.model_frames, order=asked.order,
+            ),
+            plan=asked.plan,
+            tally=tally,
+        )  # fmt: skip
         if not bool(torch.isfinite(video).all() and torch.isfinite(audio).all()):
             raise FailedError("the model produced values that are not finite; check the checkpoint")
     return video, audio
@@ -156,14 +196,6 @@ def stage(pipe: JavisPipeline, name: str, spent: dict[str, float]) -> Iterator[N
     with pipe.residency.stage(name):
         yield
     spent[name] += time.perf_counter() - started
-
-
-def _ratio(sampling: dict[str, Any], asked: Settings) -> float:
-    """Shift of the timesteps: the checkpoint's constant, or the official one by size and frames of the clip."""
-    if "timestep_ratio" in sampling:
-        return float(sampling["timestep_ratio"])
-    size = (torch.tensor(float(n)) for n in (*asked.size, asked.length.model_frames))
-    return float(timestep_ratio(*size))
 
 
 def _step_end(

@@ -119,6 +119,12 @@ def _convert() -> tuple[type, Run]:
     return ConvertArgs, main
 
 
+def _fit_schedule() -> tuple[type, Run]:
+    from javis.fit_schedule import FitScheduleArgs, main
+
+    return FitScheduleArgs, main
+
+
 def _train_demo() -> tuple[type, Run]:
     from javis.train.config import DemoTrainConfig
     from javis.train.demo import main
@@ -165,6 +171,7 @@ COMMANDS: dict[str, Command] = {
     "sample": Command("make a clip with sound from a prompt, or many from a CSV file", _sample),
     "plan": Command("tokens, FLOPs and memory of a clip before making it", _plan),
     "convert": Command("official checkpoints into the folders of a javis checkpoint", _convert),
+    "fit-schedule": Command("timesteps of few steps that come nearest to many, for a checkpoint", _fit_schedule),
     "doctor": Command("what is installed here, and which backends would run", lambda: (DoctorArgs, _doctor)),
     "world make": Command("clips of the synthetic world, with truth", lambda: (WorldMakeArgs, _world_make)),
     "train demo": Command("train the built-in model from nothing", _train_demo),

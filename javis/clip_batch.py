@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,9 @@ class ClipBatch:
         video: uint8 [B, T, H, W, 3]. audio: float32 [B, samples] in -1..1; both last exactly ``seconds``.
         fps: frames per second. sample_rate: Hz.
         prompts: the captions the model was given. seeds: one per clip.
-        steps, guidance, audio_guidance, order: what was used.
+        steps, guidance, audio_guidance, order: what was used. audio_seeds: of the sound's noise, if they were others.
+        forwards: of the model per clip; a guided evaluation is two. options: of the sampler, those that are not exact
+            or not the default.
         seconds_per_stage: time spent in text, prior, condition, denoise, video_decode, audio_decode, of all batches.
         random_weights: the model was never trained; the clips are noise.
     """
@@ -36,6 +39,9 @@ class ClipBatch:
     order: Order = "together"
     seconds_per_stage: dict[str, float] = field(default_factory=dict)
     random_weights: bool = False
+    forwards: int = 0
+    options: dict[str, Any] = field(default_factory=dict)
+    audio_seeds: list[int] | None = None
 
     @property
     def seconds(self) -> float:

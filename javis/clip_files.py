@@ -113,6 +113,8 @@ def save(
             "guidance": batch.guidance,
             "audio_guidance": batch.audio_guidance,
             "order": batch.order,
+            "forwards": batch.forwards,  # of the model; a guided evaluation is two
+            **batch.options,
             "seconds": len(video) / batch.fps,
             "frames": len(video),
             "fps": batch.fps,
@@ -125,6 +127,8 @@ def save(
             "request": dict(request),
             "javis": javis.__version__,
         }
+        if batch.audio_seeds is not None:
+            facts["audio_seed"] = batch.audio_seeds[index]
         if batch.random_weights:
             facts["random_weights"] = True
         json_file.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")

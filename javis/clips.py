@@ -33,6 +33,7 @@ from javis.sample_options import (
     load_pipeline,
     scale_to,
 )
+from javis.sampler_options import check_ranges
 
 if TYPE_CHECKING:
     from javis.pipeline import ClipBatch, JavisPipeline
@@ -53,7 +54,7 @@ class SampleArgs(PipelineArgs):
     out: Path | None = None
     """File to write, ending in .mp4 (default: out/<prompt>.mp4). With --prompts: a folder (default: out/<csv name>)."""
     prompts: Path | None = None
-    """CSV file with a column "prompt" or "text", optionally id, seed, seconds, steps. Finished clips are skipped."""
+    """CSV file: column "prompt" or "text", optionally id, seed, audio_seed, seconds, steps. Finished clips stay."""
     seed: int = 0
     """Same seed, same clip. With --prompts, row i without a seed gets this + i."""
     steps: int | None = None
@@ -84,6 +85,7 @@ def main(args: SampleArgs) -> int:
         scale = getattr(args, name)
         if scale is not None and not 0 <= scale <= MAX_GUIDANCE:  # refuses NaN, too
             raise UsageError(f"{name} must be between 0 and {MAX_GUIDANCE:g} (1 = none), got {scale}")
+    check_ranges(args.sampler.given())
     if not 1 <= args.batch_size <= 1024:
         raise UsageError(f"batch size must be a whole number from 1 to 1024, got {args.batch_size}")
     share = Share(rank_from_env(), args.cfg_parallel, args.seq_parallel)
@@ -92,7 +94,9 @@ def main(args: SampleArgs) -> int:
         jobs = _single(args, share)
     else:
         assert args.prompts is not None
-        requests, faults = read_requests(args.prompts, seed=args.seed, steps=args.steps, seconds=args.seconds)
+        requests, faults = read_requests(
+            args.prompts, seed=args.seed, steps=args.steps, seconds=args.seconds, audio_seed=args.sampler.audio_seed
+        )
         folder = args.out if args.out is not None else Path("out") / args.prompts.stem
         if folder.is_file() or folder.suffix.lower() == ".mp4":
             raise UsageError(f"--out {str(folder)!r} must be a folder when --prompts is given")
@@ -109,7 +113,9 @@ def main(args: SampleArgs) -> int:
 
 def _single(args: SampleArgs, share: Share) -> dict[ClipRequest, Path]:
     assert args.prompt is not None
-    request = ClipRequest(slug(args.prompt), args.prompt, args.seed, args.steps, args.seconds)
+    request = ClipRequest(
+        slug(args.prompt), args.prompt, args.seed, args.steps, args.seconds, None, args.sampler.audio_seed
+    )
     check_request(request)
     out = args.out if args.out is not None else Path("out") / f"{request.stem}.mp4"
     if out.suffix.lower() != ".mp4":
@@ -164,6 +170,7 @@ def _run(
             audio_guidance=args.audio_guidance,
             order=args.order,
             seed=[request.seed for request in group],
+            audio_seed=[request.audio_seed for request in group if request.audio_seed is not None] or None,
             batch_size=len(group),
             progress=progress,
             **call_options(args, full),
@@ -250,7 +257,7 @@ def _clips_done(advance: Callable[[float], None], before: int, size: int) -> Cal
 
 def _record(request: ClipRequest, args: SampleArgs) -> dict[str, Any]:
     """What a finished clip's json must hold so that the clip need not be made again."""
-    return {
+    record = {
         "prompt": request.prompt,
         "seed": request.seed,
         "steps": request.steps,
@@ -259,6 +266,7 @@ def _record(request: ClipRequest, args: SampleArgs) -> dict[str, Any]:
         "audio_guidance": args.audio_guidance,
         "order": args.order,
     }
+    return record if request.audio_seed is None else record | {"audio_seed": request.audio_seed}
 
 
 def _load(args: SampleArgs) -> JavisPipeline:
@@ -295,9 +303,9 @@ def _usable(
 
 def _groups(requests: Sequence[ClipRequest], batch_size: int) -> Iterator[list[ClipRequest]]:
     """Requests that can be denoised together, in the order of their first member."""
-    alike: dict[tuple[int | None, float | None], list[ClipRequest]] = {}
+    alike: dict[tuple[object, ...], list[ClipRequest]] = {}
     for request in requests:
-        alike.setdefault((request.steps, request.seconds), []).append(request)
+        alike.setdefault((request.steps, request.seconds, request.audio_seed is None), []).append(request)
     for members in alike.values():
         for start in range(0, len(members), batch_size):
             yield members[start : start + batch_size]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
@@ -15,7 +15,8 @@ from javis.errors import UsageError
 from javis.frame_size import FrameSize, frame_size
 from javis.model.codecs import VideoCodec
 from javis.requests import MAX_PROMPT, MAX_STEPS
-from javis.sample import Guidance, Order
+from javis.sample import Guidance, GuidancePlan, Order
+from javis.sampler_options import SamplerKeywords, SamplerOptions, check_sampler
 
 Ablation = Literal["prior", "bidirectional"]
 SECONDS_RANGE = (0.25, 4.0)  # of the small model, trained on 2 s
@@ -33,6 +34,13 @@ class Settings:
     size: FrameSize
     ablate: frozenset[str]
     batch_size: int
+    sampler: SamplerOptions = field(default_factory=SamplerOptions)
+
+    @property
+    def plan(self) -> GuidancePlan:
+        """When there is guidance, and how."""
+        own = self.sampler
+        return GuidancePlan(interval=own.guidance_interval, rescale=own.guidance_rescale, every=own.uncond_every)
 
 
 def check_settings(
@@ -49,12 +57,14 @@ def check_settings(
     order: str | None,
     ablate: Sequence[str],
     batch_size: int,
+    sampler: Mapping[str, Any] | None = None,
 ) -> Settings:
     """Fill in what was not given with the checkpoint's defaults, and refuse what cannot be done.
 
     Args:
         description: of the checkpoint, with "clip" and "sampling".
         grid: of the video codec (:func:`codec_grid`).
+        sampler: of :class:`javis.sampler_options.SamplerKeywords`.
         seconds and the rest: as in :meth:`javis.pipeline.JavisPipeline.__call__`.
 
     Raises:
@@ -65,6 +75,9 @@ def check_settings(
     if audio_guidance is None:
         audio_guidance = defaults.get("audio_guidance", defaults["guidance"]) if guidance is None else guidance
     scales = Guidance(float(defaults["guidance"] if guidance is None else guidance), float(audio_guidance))
+    given = dict(sampler or {})
+    if unknown_names := sorted(set(given) - set(SamplerKeywords.__annotations__)):
+        raise TypeError(f"unexpected keyword argument {unknown_names[0]!r}")
     if not isinstance(steps, int) or not 1 <= steps <= MAX_STEPS:
         raise UsageError(f"steps must be a whole number from 1 to {MAX_STEPS}, got {steps}")
     for name, scale in (("guidance", scales.video), ("audio_guidance", scales.audio)):
@@ -98,6 +111,7 @@ def check_settings(
         size=size,
         ablate=named,
         batch_size=batch_size,
+        sampler=check_sampler(given, defaults, steps=steps, order=order),
     )
 
 

@@ -17,10 +17,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from javis.batches import component_dtype, generate
 from javis.clip_batch import ClipBatch
 from javis.clip_stages import Policy
+from javis.conditioning import conditioned, negatives
 from javis.durations import clip_length
 from javis.errors import UsageError
 from javis.frame_size import FrameSize
@@ -41,6 +43,7 @@ from javis.model.prior import PriorEstimator, Priors
 from javis.model.text import TextEncoder
 from javis.residency import Residency
 from javis.sample import Denoiser, Order
+from javis.sampler_options import SamplerKeywords
 
 StepCallback = Callable[["JavisPipeline", int, float, dict[str, Tensor]], "dict[str, Tensor] | None"]
 
@@ -295,6 +298,7 @@ class JavisPipeline:
         samples: int,
         guided: bool,
         negative: tuple[Tensor, Tensor] | None = None,
+        audio_negative: tuple[Tensor, Tensor] | None = None,
         with_bidirectional: bool = True,
         size: FrameSize | None = None,
         fps: float | None = None,
@@ -303,31 +307,10 @@ class JavisPipeline:
 
         ``frames`` and ``samples`` are whole windows of the codecs (:class:`javis.durations.ClipLength`).
         """
-        spatial, temporal = priors.spatial, priors.temporal
-        size = size or self.frame_size
-        if guided:
-            null_spatial, null_temporal = self.model.null_prior
-            other, other_mask = negative or (self.model.null_text.expand(len(text), -1, -1), mask)
-            text, mask = torch.cat((text, other)), torch.cat((mask, other_mask))
-            spatial = torch.cat((spatial, null_spatial.expand_as(spatial)))
-            temporal = torch.cat((temporal, null_temporal.expand_as(temporal)))
-
-        def each(value: float) -> Tensor:
-            return torch.full((len(text),), float(value), device=self.device)
-
-        with torch.no_grad():
-            return self.model.condition(
-                text,
-                text_mask=mask,
-                spatial_prior=spatial,
-                temporal_prior=temporal,
-                fps=each(self.fps if fps is None else fps),
-                height=each(size.height),
-                width=each(size.width),
-                video_sizes=self.video_codec.latent_sizes(frames, *size),
-                audio_sizes=self.audio_codec.latent_sizes(samples),
-                with_bidirectional=with_bidirectional,
-            )
+        return conditioned(
+            self, text, mask, priors, frames=frames, samples=samples, guided=guided, negative=negative,
+            audio_negative=audio_negative, with_bidirectional=with_bidirectional, size=size, fps=fps,
+        )  # fmt: skip
 
     # -- all of it ----------------------------------------------------------------------------------------------------
 
@@ -350,6 +333,7 @@ class JavisPipeline:
         ablate: Sequence[Ablation] = (),
         progress: Callable[[int, int], None] | None = None,
         callback_on_step_end: StepCallback | None = None,
+        **sampler: Unpack[SamplerKeywords],
     ) -> ClipBatch:
         """Generate one clip per prompt.
 
@@ -358,7 +342,7 @@ class JavisPipeline:
             seconds: length; rounded to whole frames. The built-in model makes 0.25 to 4 s.
             fps: frames per second, and resolution: an official size ("240p", "720p") or WIDTHxHEIGHT in multiples of 8,
                 and ratio: height:width of an official size. The built-in model has one of each. None: the checkpoint's.
-            steps: Euler steps, evaluations of the model in all. guidance: classifier-free guidance scale, 1 = none.
+            steps: evaluations of the model in all. guidance: classifier-free guidance scale, 1 = none.
             audio_guidance: the same of the sound; None: ``guidance`` if that is given, else the checkpoint's.
             order: "together" or "sound_first" (:func:`javis.sample.sample_in_order`); None: the checkpoint's.
             seed: one per prompt, or one number: prompt i gets ``seed + i``. A clip depends on its own seed only, not on
@@ -370,6 +354,8 @@ class JavisPipeline:
             progress: called with (steps done, steps in all).
             callback_on_step_end: called as ``f(pipe, step, timestep, {"video_latents": ..., "audio_latents": ...})``
                 after every step of every batch; latents in the dictionary it returns take the place of those.
+            sampler: solver, schedule, guidance_interval, audio_steps, audio_seed, audio_negative_prompt and more, see
+                :class:`javis.sampler_options.SamplerKeywords`.
 
         Raises:
             UsageError: unusable arguments. FailedError: values that are not finite, or out of memory.
@@ -380,14 +366,13 @@ class JavisPipeline:
         asked = check_settings(
             self.description, grid=codec_grid(self.video_codec), seconds=seconds, fps=fps, resolution=resolution,
             ratio=ratio, steps=steps, guidance=guidance, audio_guidance=audio_guidance, order=order, ablate=ablate,
-            batch_size=batch_size,
+            batch_size=batch_size, sampler=sampler,
         )  # fmt: skip
         seeds = choose_seeds(seed, generator, len(prompts))
-        captions = self.captions(prompts)
-        negatives = None
-        if negative_prompt is not None:
-            given = [negative_prompt] * len(prompts) if isinstance(negative_prompt, str) else list(negative_prompt)
-            if len(given) != len(prompts):
-                raise UsageError(f"{len(given)} negative prompts for {len(prompts)} prompts; expected as many or one")
-            negatives = self.captions(given, negative=True)
-        return generate(self, captions, seeds, negatives, asked, progress, callback_on_step_end)
+        heard_seed = sampler.get("audio_seed")
+        return generate(
+            self, self.captions(prompts), seeds, asked, progress, callback_on_step_end,
+            negatives=negatives(self, negative_prompt, len(prompts)),
+            audio_negatives=negatives(self, sampler.get("audio_negative_prompt"), len(prompts), "audio "),
+            audio_seeds=None if heard_seed is None else choose_seeds(heard_seed, None, len(prompts)),
+        )  # fmt: skip

@@ -28,6 +28,7 @@ class ClipRequest:
     steps: int | None = None
     seconds: float | None = None
     line: int | None = None
+    audio_seed: int | None = None
 
 
 def slug(prompt: str) -> str:
@@ -43,8 +44,9 @@ def check_request(request: ClipRequest) -> None:
         raise UsageError(f"the prompt is not text in UTF-8; expected a text {EXAMPLE}")
     if len(request.prompt) > MAX_PROMPT:
         raise UsageError(f"prompt of {len(request.prompt)} characters; expected at most {MAX_PROMPT}")
-    if not 0 <= request.seed <= MAX_SEED:
-        raise UsageError(f"seed {request.seed} is unusable; expected a whole number from 0 to {MAX_SEED}")
+    for name, seed in (("seed", request.seed), ("audio seed", request.audio_seed)):
+        if seed is not None and not 0 <= seed <= MAX_SEED:
+            raise UsageError(f"{name} {seed} is unusable; expected a whole number from 0 to {MAX_SEED}")
     if request.steps is not None and not 1 <= request.steps <= MAX_STEPS:
         raise UsageError(f"steps must be a whole number from 1 to {MAX_STEPS}, got {request.steps}")
     if request.seconds is not None and not (math.isfinite(request.seconds) and request.seconds > 0):
@@ -70,8 +72,15 @@ def _is_text(text: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def read_requests(path: Path, *, seed: int = 0, steps: int | None = None, seconds: float | None = None) -> Table:
-    """Read the rows of a CSV file; ``seed``, ``steps`` and ``seconds`` stand in for cells that are absent or empty.
+def read_requests(
+    path: Path,
+    *,
+    seed: int = 0,
+    steps: int | None = None,
+    seconds: float | None = None,
+    audio_seed: int | None = None,
+) -> Table:
+    """Read the rows of a CSV file; the other arguments stand in for cells that are absent or empty.
 
     Raises:
         UsageError: not a readable CSV file, or no row of it is usable. The message names the lines.
@@ -84,7 +93,7 @@ def read_requests(path: Path, *, seed: int = 0, steps: int | None = None, second
         try:
             if isinstance(row, str):
                 raise UsageError(row)
-            request = _request(row, number, line, seed=seed, steps=steps, seconds=seconds)
+            request = _request(row, number, line, seed=seed, steps=steps, seconds=seconds, audio_seed=audio_seed)
             check_request(request)
             earlier = stems.setdefault(request.stem.lower(), line)
             if earlier != line:
@@ -146,7 +155,14 @@ def _read_rows(path: Path) -> list[tuple[int, Mapping[str, str] | str]]:
 
 
 def _request(
-    row: Mapping[str, str], number: int, line: int, *, seed: int, steps: int | None, seconds: float | None
+    row: Mapping[str, str],
+    number: int,
+    line: int,
+    *,
+    seed: int,
+    steps: int | None,
+    seconds: float | None,
+    audio_seed: int | None,
 ) -> ClipRequest:
     def cell(name: str) -> str:
         return row.get(name, "").strip()
@@ -167,4 +183,9 @@ def _request(
         steps=convert("steps", int, "a whole number") if cell("steps") else steps,
         seconds=convert("seconds", float, "a number") if cell("seconds") else seconds,
         line=line,
+        audio_seed=convert("audio_seed", int, "a whole number")
+        if cell("audio_seed")
+        else None
+        if audio_seed is None
+        else audio_seed + number,
     )

@@ -6,13 +6,16 @@ The built-in model has one size; its clips are scaled to ``--resolution``. The f
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+import tyro
 
 from javis.data.sizes import SIZES
 from javis.errors import UsageError
 from javis.frame_size import frame_size
+from javis.sampler_options import SamplerArgs
 
 if TYPE_CHECKING:
     from javis.pipeline import JavisPipeline
@@ -53,6 +56,7 @@ class PipelineArgs:
     """torch.compile of what lies between the kernels. The first clip of a size takes minutes longer."""
     cuda_graphs: bool = False
     """Replay each denoising step as one CUDA graph."""
+    sampler: tyro.conf.OmitArgPrefixes[SamplerArgs] = field(default_factory=SamplerArgs)
     condition_cache: Path | None = None
     """Folder where the hidden states of captions are kept, so that a caption is encoded once (full size only)."""
 
@@ -124,7 +128,7 @@ def call_options(args: PipelineArgs, full: bool) -> dict[str, Any]:
         options = {"resolution": args.resolution, "ratio": args.ratio, "fps": args.fps}
     if args.negative_prompt is not None:
         options["negative_prompt"] = args.negative_prompt
-    return options
+    return options | args.sampler.given()
 
 
 def identity(args: PipelineArgs, full: bool) -> dict[str, Any]:
@@ -143,7 +147,7 @@ def identity(args: PipelineArgs, full: bool) -> dict[str, Any]:
         facts["negative_prompt"] = args.negative_prompt
     if args.precision is not None:
         facts["precision"] = args.precision
-    return facts
+    return facts | args.sampler.identity()
 
 
 def fingerprint(args: PipelineArgs, full: bool) -> str | None:

@@ -23,7 +23,8 @@ ALLOWED = {
     "kernels": {"errors", "kernels", "_host"},
     "model": {"errors", "model"},
     "flow": {"errors", "model", "kernels", "flow"},
-    "sample": {"errors", "model", "kernels", "flow", "sample"},
+    "sample": {"errors", "model", "kernels", "flow", "sample", "sampler_options"},
+    "sampler_options": {"errors"},
     "world": {"errors", "world"},
 }
 # Nothing imports the command line.

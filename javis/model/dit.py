@@ -18,7 +18,16 @@ from torch import Tensor, nn
 
 from javis.model.blocks import Held, JavisLayer, KeyValue, PriorBlock, PriorCondition, StepState, Stream
 from javis.model.config import JavisDiTConfig, PriorScope
-from javis.model.embed import Embedders, clock_positions, clock_rope, rope_table, sinusoid, unpatchify, video_positions
+from javis.model.embed import (
+    Embedders,
+    checked_captions,
+    clock_positions,
+    clock_rope,
+    rope_table,
+    sinusoid,
+    unpatchify,
+    video_positions,
+)
 from javis.model.final import FinalLayer, velocity_of_sample
 from javis.model.ops import ModelOps, Rope
 
@@ -56,6 +65,7 @@ class Conditioning:
     audio_rope: Rope
     with_bidirectional: bool = True
     clock: tuple[Rope, Rope] | None = None  # RoPE of the bidirectional attention, video and audio tokens
+    audio_text_mask: Tensor | None = None  # of the captions of the audio blocks; as text_mask unless they differ
 
 
 class StepStart(NamedTuple):
@@ -151,6 +161,8 @@ class JavisDiT(nn.Module):
         with_prior: bool = True,
         with_bidirectional: bool = True,
         guidance: Tensor | None = None,
+        audio_text: Tensor | None = None,
+        audio_text_mask: Tensor | None = None,
     ) -> Conditioning:
         """Compute what does not depend on the timestep.
 
@@ -164,13 +176,13 @@ class JavisDiT(nn.Module):
                 official code does by accident).
             with_prior, with_bidirectional: False leaves out those blocks (the first training stage, ablations).
             guidance: scales of video and audio, [B, 2], of a model with ``guidance_input`` and of no other.
+            audio_text, audio_text_mask: captions of the audio blocks, [B, La, caption_channels] and [B, La], if they
+                are others than those of the video blocks (a negative prompt of the sound).
 
         Raises:
             ValueError: shapes that do not fit the configuration, missing priors, a caption without a valid token.
         """
         c = self.config
-        if text.ndim != 3 or text.shape[-1] != c.caption_channels:
-            raise ValueError(f"text must be [B, L, {c.caption_channels}], got {list(text.shape)}")
         if prior_scope not in ("sample", "batch"):
             raise ValueError(f"prior_scope {prior_scope!r} is not 'sample' or 'batch'")
         if (guidance is not None) is not c.guidance_input:
@@ -181,23 +193,17 @@ class JavisDiT(nn.Module):
             )
         if guidance is not None and guidance.shape != (len(text), 2):
             raise ValueError(f"guidance must be {[len(text), 2]}, got {list(guidance.shape)}")
-        mask = None
-        if text_mask is not None:
-            if text_mask.shape != text.shape[:2]:
-                raise ValueError(f"text_mask {list(text_mask.shape)} does not fit text {list(text.shape)}")
-            mask = text_mask.bool()
-            if not bool(mask.any(dim=1).all()):
-                raise ValueError("a caption has no valid token: text_mask must keep at least one token per sample")
-            if not torch.is_grad_enabled():  # training keeps its shapes, for torch.compile
-                # What lies behind the longest caption is masked in every step; without it nothing changes but the cost.
-                longest = int(mask.any(dim=0).nonzero().max()) + 1
-                text, mask = text[:, :longest], mask[:, :longest]
-                mask = None if bool(mask.all()) else mask
+        text, mask = checked_captions(text, text_mask, c.caption_channels)
+        heard, heard_mask = text, mask
+        if audio_text is not None:
+            heard, heard_mask = checked_captions(audio_text, audio_text_mask, c.caption_channels)
+        if len(heard) != len(text):
+            raise ValueError(f"audio_text is of {len(heard)} samples, text of {len(text)}")
         batch, dtype = text.shape[0], self.time_block.weight.dtype
         video_grid = self.embed.video.grid(video_sizes)
         audio_grid = self.embed.audio.grid(audio_sizes)
         text = text.to(dtype)
-        captions = (self.embed.video_text(text), self.embed.audio_text(text))
+        captions = (self.embed.video_text(text), self.embed.audio_text(heard.to(dtype)))
         priors = self._prior_tokens(spatial_prior, temporal_prior, batch) if c.use_prior and with_prior else None
 
         layers = []
@@ -223,6 +229,7 @@ class JavisDiT(nn.Module):
         return Conditioning(
             layers=layers,
             text_mask=mask,
+            audio_text_mask=heard_mask,
             fps=clip,
             video_positions=video_pos.to(dtype),
             audio_positions=audio_pos.to(dtype),
@@ -365,7 +372,7 @@ class JavisDiT(nn.Module):
             x,
             start.video_step if video else start.audio_step,
             told.text[:2] if video else told.text[2:],
-            condition.text_mask,
+            condition.text_mask if video else condition.audio_text_mask,
             told.video_prior if video else told.audio_prior,
             held,
         )

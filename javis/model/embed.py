@@ -191,3 +191,32 @@ class Embedders(nn.Module):
         """Guidance scales [B, 2] of picture and sound -> [B, width]; a hundredth of a scale is the finest step."""
         assert self.guidance is not None
         return self.guidance[0](scales[:, 0] * 100) + self.guidance[1](scales[:, 1] * 100)
+
+
+def checked_captions(text: Tensor, mask: Tensor | None, channels: int) -> tuple[Tensor, Tensor | None]:
+    """Captions without what is masked in all of them, and the mask that is left.
+
+    Args:
+        text: [B, L, channels]; mask: [B, L], nonzero = valid token, or None: all are valid.
+
+    Returns:
+        [B, at most L, channels] and bool [B, at most L], or None if all tokens that are left are valid.
+
+    Raises:
+        ValueError: shapes that do not fit, or a caption without a valid token.
+    """
+    if text.ndim != 3 or text.shape[-1] != channels:
+        raise ValueError(f"text must be [B, L, {channels}], got {list(text.shape)}")
+    if mask is None:
+        return text, None
+    if mask.shape != text.shape[:2]:
+        raise ValueError(f"text_mask {list(mask.shape)} does not fit text {list(text.shape)}")
+    mask = mask.bool()
+    if not bool(mask.any(dim=1).all()):
+        raise ValueError("a caption has no valid token: text_mask must keep at least one token per sample")
+    if torch.is_grad_enabled():  # training keeps its shapes, for torch.compile
+        return text, mask
+    # What lies behind the longest caption is masked in every step; without it nothing changes but the cost.
+    longest = int(mask.any(dim=0).nonzero().max()) + 1
+    text, mask = text[:, :longest], mask[:, :longest]
+    return text, None if bool(mask.all()) else mask

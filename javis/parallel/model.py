@@ -93,6 +93,7 @@ class ParallelJavisDiT(nn.Module):
         *,
         video_mask: Tensor | None = None,
         audio_mask: Tensor | None = None,
+        end: Tensor | None = None,
     ) -> Velocity:
         """:meth:`JavisDiT.denoise`, with the same arguments and results, computed together.
 
@@ -116,6 +117,7 @@ class ParallelJavisDiT(nn.Module):
                 audio[row, :, share.audio.latents],
                 timestep[row],
                 share.condition,
+                end=None if end is None else end[row],
                 **masks,
             )
         finally:

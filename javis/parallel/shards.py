@@ -81,6 +81,7 @@ def shard_condition(condition: Conditioning, row: slice, video: Shard, audio: Sh
         condition,
         layers=layers,
         text_mask=None if condition.text_mask is None else condition.text_mask[row],
+        audio_text_mask=None if condition.audio_text_mask is None else condition.audio_text_mask[row],
         fps=condition.fps[row],
         video_positions=positions(condition.video_positions[row], video),
         audio_positions=positions(condition.audio_positions, audio),

@@ -135,6 +135,7 @@ class GraphedDenoiser:
         *,
         video_mask: Tensor | None = None,
         audio_mask: Tensor | None = None,
+        end: Tensor | None = None,
     ) -> Velocity:
         """As :meth:`javis.model.dit.JavisDiT.denoise`; the result is the caller's to keep.
 
@@ -144,7 +145,7 @@ class GraphedDenoiser:
         """
         if torch.is_grad_enabled():
             raise UsageError("CUDA graphs: a graph has no gradients; call it under torch.no_grad()")
-        now = (video, audio, timestep, video_mask, audio_mask)
+        now = (video, audio, timestep, video_mask, audio_mask, end)
         key = (tuple(None if x is None else (x.dtype, x.shape, x.device) for x in now), _layout(condition))
         found = self._graphs.get(key)
         if found is not None and found.condition is not condition and found.weights != self._weights():
@@ -170,11 +171,14 @@ class GraphedDenoiser:
         # A step's timestep may be a view into the schedule: where it lies does not matter, so copies are contiguous.
         inputs = tuple(None if x is None else x.clone(memory_format=torch.contiguous_format) for x in now)
         told = _Static(condition)
-        video, audio, timestep, video_mask, audio_mask = inputs
+        video, audio, timestep, video_mask, audio_mask, end = inputs
+        more = {} if end is None else {"end": end}
         assert video is not None and audio is not None and timestep is not None
 
         def step() -> Velocity:
-            return self.model.denoise(video, audio, timestep, told.value, video_mask=video_mask, audio_mask=audio_mask)
+            return self.model.denoise(
+                video, audio, timestep, told.value, video_mask=video_mask, audio_mask=audio_mask, **more
+            )
 
         try:
             out, replay = self.backend.capture(step)

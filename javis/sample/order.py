@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -10,9 +10,35 @@ from torch import Tensor
 
 from javis.flow import timesteps
 from javis.model.dit import Conditioning
-from javis.sample.euler import Denoiser, Guidance, Step, StepEnd, sample
+from javis.sample.euler import Denoiser, Step, StepEnd, Tally, sample
+from javis.sample.guidance import Guidance, GuidancePlan
+from javis.sample.solvers import intervals
+from javis.sample.updates import nodes
 
 Order = Literal["together", "sound_first"]
+Schedule = Callable[[Sequence[int]], Sequence[Tensor]]
+
+
+def parts(steps: int, order: Order, audio_steps: int | None = None) -> list[int]:
+    """Evaluations of the model in each part of a solution: one, or sound and picture (:func:`sample_in_order`).
+
+    Raises:
+        ValueError: an unknown order, fewer than one step, or sound that leaves none for the picture.
+    """
+    if order not in ("together", "sound_first"):
+        raise ValueError(f"order must be 'together' or 'sound_first', got {order!r}")
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    if audio_steps is not None and audio_steps < 1:
+        raise ValueError(f"audio_steps must be at least 1, got {audio_steps}")
+    if order == "together":
+        return [max(steps, audio_steps or 1)]
+    if audio_steps is not None and audio_steps >= steps:
+        raise ValueError(f"audio_steps must be fewer than the {steps} steps in order 'sound_first', got {audio_steps}")
+    if steps == 1:
+        return [1]
+    first = (steps + 1) // 2 if audio_steps is None else audio_steps
+    return [first, steps - first]
 
 
 def sample_in_order(
@@ -27,6 +53,11 @@ def sample_in_order(
     guidance: Guidance | float = 1.0,
     callback: Callable[[Step], None] | None = None,
     on_step_end: StepEnd | None = None,
+    audio_steps: int | None = None,
+    solver: str = "euler",
+    schedule: Schedule | None = None,
+    plan: GuidancePlan | None = None,
+    tally: Tally | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Integrate from noise to latents with ``steps`` evaluations of the model in all.
 
@@ -42,36 +73,54 @@ def sample_in_order(
         ratio: shift of the timesteps towards noise (:func:`javis.flow.timesteps`), for each part.
         callback: sees every step before its update; numbers go on through both parts.
         on_step_end: called after every update and may replace the latents, as in :func:`javis.sample.sample`.
+        audio_steps: with "sound_first" the evaluations of the first part, fewer than ``steps``. With "together" the
+            model is evaluated as often as the stream with more steps asks for; the other takes as many of these
+            velocities as it has steps, evenly spread, and goes in straight lines between them.
+        solver: see :mod:`javis.sample.solvers`.
+        schedule: gives the timesteps of all parts from their numbers of intervals, instead of ``ratio``
+            (:mod:`javis.sample.schedules`).
+        plan, tally: as in :func:`javis.sample.sample`.
 
     Raises:
-        ValueError: an unknown order, or fewer than one step.
+        ValueError: an unknown order or solver, fewer than one step, or steps that do not fit together.
     """
-    if order not in ("together", "sound_first"):
-        raise ValueError(f"order must be 'together' or 'sound_first', got {order!r}")
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
-    first = steps if order == "together" or steps == 1 else (steps + 1) // 2
+    counts = parts(steps, order, audio_steps)
+    between = [intervals(solver, count) for count in counts]
+    times = [timesteps(n, ratio) for n in between] if schedule is None else schedule(between)
+    held = None
+    if order == "together" and audio_steps is not None and audio_steps != steps:
+        held = (nodes(steps, counts[0]), nodes(audio_steps, counts[0]))
     made = sample(
         model,
         video,
         audio,
         condition,
-        timesteps(first, ratio),
+        times[0],
         guidance=guidance,
         callback=callback,
         on_step_end=on_step_end,
+        solver=solver,
+        evaluations=counts[0],
+        held=held,
+        plan=plan,
+        tally=tally,
     )
-    if first == steps:
+    if len(counts) == 1:
         return made
+    first = counts[0]
     return sample(
         model,
         video,
         made[1],
         condition,
-        timesteps(steps - first, ratio),
+        times[1],
         guidance=guidance,
         audio_mask=audio.new_zeros(len(audio), audio.shape[2]),
         draw_noise=torch.zeros_like,  # no frame becomes active on the way, so none is used
         callback=None if callback is None else lambda step: callback(step._replace(number=first + step.number)),
         on_step_end=None if on_step_end is None else lambda i, *rest: on_step_end(first + i, *rest),
+        solver=solver,
+        evaluations=counts[1],
+        plan=plan,
+        tally=tally,
     )

@@ -98,15 +98,18 @@ class Trajectories:
 
 def clip_settings(pipe: Any, config: DistillConfig) -> tuple[Any, Any, float, Order]:
     """Length, size, timestep ratio and order in which this checkpoint makes its clips."""
-    from javis.batches import _ratio
     from javis.generation import check_settings, codec_grid
+    from javis.sample.schedules import ratio_of
 
     nothing = dict.fromkeys(("fps", "ratio", "steps", "guidance", "audio_guidance", "order"))
     asked = check_settings(
         pipe.description, grid=codec_grid(pipe.video_codec), seconds=config.seconds, resolution=config.resolution,
         ablate=(), batch_size=CHUNK, **nothing,
     )  # type: ignore[arg-type]  # fmt: skip
-    ratio = _ratio(pipe.description["sampling"], asked) if config.timestep_ratio is None else config.timestep_ratio
+    ratio = config.timestep_ratio
+    if ratio is None:
+        size = {"height": asked.size.height, "width": asked.size.width, "frames": asked.length.model_frames}
+        ratio = ratio_of(pipe.description["sampling"], asked.sampler, **size)
     return asked.length, asked.size, ratio, asked.order
 
 
