@@ -39,6 +39,7 @@ from benchmarks.baselines.image_decoder import AutoencoderDecoder
 from javis import bench
 from javis.bench import append_rows, environment
 from javis.decode import Batches, DecodeOptions, ImageDecoderShape, VideoDecoder, decode_peak_bytes, decode_work
+from javis.errors import UsageError
 from javis.kernels.testing import assert_within_budget
 from javis.model.vae_temporal import TemporalVAE, TemporalVAEConfig, VideoVAE
 from javis.timing import quantile
@@ -80,7 +81,7 @@ class EagerImageVAE:
         self.vae = vae
 
     def encode(self, images: Tensor) -> Tensor:
-        raise NotImplementedError("only decoding is measured")
+        raise UsageError("this image VAE has a decoder alone, since only decoding is measured; decode with it")
 
     def decode(self, features: Tensor) -> Tensor:
         pieces = (features / self.scaling_factor).split(self.micro_batch)

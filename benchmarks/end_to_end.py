@@ -2,6 +2,7 @@
 
     python -m benchmarks.end_to_end --clips 512x512 720p         on a GPU, all components at full size, random weights
     python -m benchmarks.end_to_end --size toy                   the same classes with few channels, on any machine
+    python -m benchmarks.end_to_end --size toy --dry-run         the rungs of a GPU as well, to try the script
 
 Stages: text, prior, condition, denoise, video_decode, audio_decode, mux (the writing of the mp4). Rungs:
 
@@ -9,6 +10,8 @@ upstream  the official computation of the model (benchmarks/baselines/upstream_e
           step
 eager     the de-duplicated model, priors folded, in plain PyTorch
 fused     on our kernels
+graph     + each step as one CUDA graph (javis/sample/graph.py)
+fp8       + FP8 linear layers (javis/precision.py); both on a GPU only
 
 Encoders and decoders are the pipeline's in every rung (benchmarks/decode.py compares the decodes of the video).
 
@@ -16,6 +19,9 @@ Weights are random and shared by all rungs; the same call of the pipeline is tim
 denoising that would take longer than ``--sample-seconds`` is cut to fewer steps and its time multiplied; the row says
 by what. Beside each stage stand the peak of its memory (on a GPU), the peak that ``javis plan`` predicts, and the
 roofline: the time of its calls at the speed of the large product and of the copy measured between the turns.
+
+A rung that cannot run here is left out, with the reason; one that was asked for by name is refused. In a dry run the
+step itself stands for its graph and FP8 products are emulated; it writes no rows by itself.
 
 One row per clip, rung and number of steps goes to benchmarks/results/<device>.jsonl.
 """
@@ -28,7 +34,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -43,13 +49,18 @@ from javis import JavisPipeline, bench
 from javis.bench import append_rows, environment
 from javis.clip_stages import STAGES
 from javis.media import samples_for
+from javis.model.dit import Velocity
 from javis.model.ops import ModelOps
+from javis.precision import MULTIPLE, apply_precision, linear_names
+from javis.precision import why_not as why_no_precision
 from javis.prediction import Choice, Predictor
 from javis.rates import given
+from javis.sample import Denoiser
+from javis.sample.graph import CudaGraphs, GraphedDenoiser
 from javis.stages import ClipSize, parts_of
 
 Row = dict[str, Any]
-RUNGS = ("upstream", "eager", "fused")
+RUNGS = ("upstream", "eager", "fused", "graph", "fp8")
 PROMPT = "rain falls on a tin roof while a dog barks in the distance"
 
 
@@ -61,7 +72,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--size", choices=("full", "toy"), default="full")
     made.add_argument("--clips", nargs="+", default=None, help="resolutions; 512x512 720p, for the toy 64x64")
     made.add_argument("--seconds", type=float, default=None, help="length of the clip; 2, for the toy 0.5")
-    made.add_argument("--rungs", nargs="+", choices=RUNGS, default=list(RUNGS))
+    made.add_argument("--rungs", nargs="+", choices=RUNGS, default=None, help="by default all that can run here")
+    made.add_argument("--dry-run", action="store_true", help="the rungs of a GPU on any machine, to try the script")
     made.add_argument("--steps", nargs="+", type=int, default=[30, 4])
     made.add_argument("--repeats", type=int, default=3, help="turns of each rung")
     made.add_argument("--sample-seconds", type=float, default=8.0, help="a denoising that takes longer is cut")
@@ -96,11 +108,46 @@ class EveryStep(nn.Module):
         return self.model.denoise(video, audio, timestep, self.model.condition(**self.told), **masks)
 
 
-def model_of(rung: str, pipe: JavisPipeline) -> nn.Module:
+class Itself:
+    """Stands for CUDA graphs in a dry run: captures nothing, and replays by calling."""
+
+    def why_not(self, device: torch.device) -> str | None:
+        return None
+
+    def capture(self, function: Callable[[], Velocity]) -> tuple[Velocity, Callable[[], None]]:
+        out = function()
+
+        def replay() -> None:
+            for memory, value in zip(out, function(), strict=True):
+                memory.copy_(value)
+
+        return out, replay
+
+
+def why_not(rung: str, device: str, *, dry: bool = False) -> str | None:
+    """Why a rung cannot run on "cuda" or "cpu", or None."""
+    if dry or rung not in ("graph", "fp8"):
+        return None
+    graphs = CudaGraphs().why_not(torch.device(device))
+    return graphs or (why_no_precision("fp8", device) if rung == "fp8" else None)
+
+
+def model_of(rung: str, pipe: JavisPipeline, *, dry: bool = False) -> nn.Module:
     """The model of a rung, on the weights of the pipeline's."""
-    weights = dict(pipe.model.state_dict())
-    model = make_model(pipe.model.config, ModelOps.fused() if rung == "fused" else ModelOps(), weights)
+    weights, plain = dict(pipe.model.state_dict()), rung in ("upstream", "eager")
+    model = make_model(pipe.model.config, ModelOps() if plain else ModelOps.fused(), weights)
+    if rung == "fp8":
+        shapes = {name: model.get_submodule(name).weight.shape for name in linear_names(model)}
+        keep = [name for name, shape in shapes.items() if any(n % MULTIPLE for n in shape)]  # of the toy
+        model = apply_precision(model, "fp8", keep=keep, emulate=dry, dtype=None if dry else torch.bfloat16)
     return EveryStep(as_upstream(model)) if rung == "upstream" else model
+
+
+def denoiser_of(rung: str, model: Any, *, dry: bool = False) -> Denoiser | None:
+    """What denoises in place of the model; None: the model itself."""
+    if rung not in ("graph", "fp8"):
+        return None
+    return GraphedDenoiser(model, backend=Itself() if dry else None)
 
 
 class Table:
@@ -108,7 +155,8 @@ class Table:
 
     def __init__(self, pipe: JavisPipeline, clip: str, steps: int, args: argparse.Namespace) -> None:
         self.pipe, self.clip, self.steps, self.args = pipe, clip, steps, args
-        self.models = {rung: model_of(rung, pipe) for rung in args.rungs}
+        self.models = {rung: model_of(rung, pipe, dry=args.dry_run) for rung in args.rungs}
+        self.denoisers = {rung: denoiser_of(rung, m, dry=args.dry_run) for rung, m in self.models.items()}
         self.times: dict[str, list[dict[str, float]]] = {}
         self.peaks: dict[str, dict[str, int]] = {}
         self.measured_steps: dict[str, int] = {}
@@ -120,7 +168,7 @@ class Table:
 
     def once(self, rung: str, steps: int) -> dict[str, float]:
         """Seconds of every stage of one clip, the denoising multiplied up to all steps."""
-        self.pipe.model = self.models[rung]  # type: ignore[assignment]
+        self.pipe.model, self.pipe.denoiser = self.models[rung], self.denoisers[rung]  # type: ignore[assignment]
         self.pipe.residency.records.clear()
         with tempfile.TemporaryDirectory() as folder:
             made = self.pipe(PROMPT, seconds=self.args.seconds, resolution=self.clip, steps=steps, seed=0)
@@ -226,6 +274,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.device == "cuda" and not torch.cuda.is_available():
         print("end_to_end: torch finds no CUDA device; use --size toy --device cpu", file=sys.stderr)
         return 2
+    if args.dry_run and args.device == "cuda":
+        print("end_to_end: --dry-run stands for a GPU where there is none; leave it out on one", file=sys.stderr)
+        return 2
+    reasons = {rung: why_not(rung, args.device, dry=args.dry_run) for rung in args.rungs or RUNGS}
+    left_out = {rung: reason for rung, reason in reasons.items() if reason is not None}
+    for rung, reason in left_out.items():
+        print(f"end_to_end: rung {rung} {reason}", file=sys.stderr if args.rungs else sys.stdout)
+    if left_out and args.rungs:
+        return 2
+    args.rungs = [rung for rung in RUNGS if rung in reasons and rung not in left_out]
     clips = args.clips or (["64x64"] if args.size == "toy" else ["512x512", "720p"])
     end = time.monotonic() + args.limit
     dtype = torch.bfloat16 if args.device == "cuda" else torch.float32
@@ -241,12 +299,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             speeds.a = speeds.a.to(dtype)
             made = Table(pipe, clip, steps, args)
             made.run(speeds, end)
-            pipe.model = own
+            pipe.model, pipe.denoiser = own, None
             rows += [row | where for row in made.rows(speeds, predictor)]
             failed += made.failed
             if args.json is not None:
-                args.json.write_text(json.dumps({"rows": rows, "failed": failed}, indent=1) + "\n", encoding="utf-8")
-    if rows and (args.size == "full" or args.results is not None):
+                facts = {"rows": rows, "failed": failed, "left_out": left_out}
+                args.json.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    if rows and ((args.size == "full" and not args.dry_run) or args.results is not None):
         if args.results is not None:
             bench.RESULTS = args.results
         append_rows(rows)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from javis.clip_batch import ClipBatch
+from javis.clip_stages import STAGES
 from javis.console import progress_bar
 from javis.decode import decode_frames
 from javis.durations import ClipLength
@@ -23,9 +25,10 @@ from javis.sample.euler import StepEnd
 from javis.sample.schedules import schedule_of
 
 if TYPE_CHECKING:
+    from javis.decode.stream import TakeFrames
     from javis.pipeline import JavisPipeline, StepCallback
 
-STAGES = ("text", "prior", "condition", "denoise", "video_decode", "audio_decode")
+TIMED = tuple(name for name in STAGES if name != "mux")
 
 
 def generate(
@@ -48,7 +51,7 @@ def generate(
         progress, callback: as in :meth:`javis.pipeline.JavisPipeline.__call__`.
     """
     pictures, sounds = [], []
-    spent = dict.fromkeys(STAGES, 0.0)
+    spent = dict.fromkeys(TIMED, 0.0)
     starts = range(0, len(captions), asked.batch_size)
     evaluations = sum(parts(asked.steps, asked.order, asked.sampler.audio_steps))
     total, tally = len(starts) * evaluations, Tally()
@@ -102,13 +105,14 @@ def prepared(
     audio_seeds: list[int] | None = None,
 ) -> tuple[Conditioning, Tensor, Tensor]:
     """What a batch is denoised from: conditioning, and noise of video [B, Cv, T, H, W] and audio [B, Ca, Ta, M]."""
-    spent = dict.fromkeys(STAGES, 0.0) if spent is None else spent
+    spent = dict.fromkeys(TIMED, 0.0) if spent is None else spent
     length, size = asked.length, asked.size
-    with stage(pipe, "text", spent):
+    texts = [*captions, *(negatives or ()), *(audio_negatives or ())]
+    with stage(pipe, "text", spent, _kept(pipe, "text_encoder", texts)):
         text, mask = pipe.encode_text(captions)
         negative = None if negatives is None else pipe.encode_text(negatives)
         audio_negative = None if audio_negatives is None else pipe.encode_text(audio_negatives)
-    with stage(pipe, "prior", spent):
+    with stage(pipe, "prior", spent, _kept(pipe, "prior_text_encoder", captions)):
         told = text if pipe.prior_text_encoder is None else pipe.encode_text(captions, for_prior=True)[0]
         priors = pipe.estimate_priors(told, seeds, zero_prior="prior" in asked.ablate)
     with stage(pipe, "condition", spent):
@@ -168,6 +172,12 @@ def _latents(
     return video, audio
 
 
+def _kept(pipe: JavisPipeline, encoder: str, captions: Sequence[str]) -> set[str]:
+    """{``encoder``} if the cache has all of these captions, so that this text encoder is not needed; else empty."""
+    cached = pipe._cached.get(encoder)
+    return {encoder} if cached is not None and cached.read(captions) else set()
+
+
 @torch.no_grad()
 def decode(
     pipe: JavisPipeline,
@@ -177,23 +187,33 @@ def decode(
     length: ClipLength,
     spent: dict[str, float] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Latents of a batch -> pictures uint8 [B, frames, H, W, 3] and sound float32 [B, samples], both cut to length."""
-    spent = dict.fromkeys(STAGES, 0.0) if spent is None else spent
-    with stage(pipe, "video_decode", spent):
-        latents = video.to(component_dtype(pipe.video_codec))
-        picture = decode_frames(pipe.video_codec, latents, length.model_frames, length.frames)
+    """Latents of a batch -> pictures uint8 [B, frames, H, W, 3] and sound float32 [B, samples], both cut to length.
+
+    The sound comes first, so that ``pipe.frames_to`` has it beside the frames.
+    """
+    spent = dict.fromkeys(TIMED, 0.0) if spent is None else spent
     with stage(pipe, "audio_decode", spent):
         latents = audio.to(component_dtype(pipe.audio_codec))
         sound = pipe.audio_codec.decode(latents, length.samples, seeds=[s % 2**62 for s in seeds])
         waves = sound.float().cpu().numpy()
+    with stage(pipe, "video_decode", spent):
+        latents = video.to(component_dtype(pipe.video_codec))
+        take = None if pipe.frames_to is None else partial(_take, pipe.frames_to, waves, length, pipe.sample_rate)
+        picture = decode_frames(pipe.video_codec, latents, length.model_frames, length.frames, take=take)
     return picture, waves
 
 
+def _take(
+    to: TakeFrames, waves: np.ndarray, length: ClipLength, sample_rate: int, number: int, chunks: Iterable[Tensor]
+) -> np.ndarray:
+    return to(number, chunks, waves[number], frames=length.frames, fps=length.fps, sample_rate=sample_rate)
+
+
 @contextlib.contextmanager
-def stage(pipe: JavisPipeline, name: str, spent: dict[str, float]) -> Iterator[None]:
-    """Run a stage with its components on the device, and add its seconds to ``spent``."""
+def stage(pipe: JavisPipeline, name: str, spent: dict[str, float], idle: Collection[str] = ()) -> Iterator[None]:
+    """Run a stage with its components but the ``idle`` ones on the device, and add its seconds to ``spent``."""
     started = time.perf_counter()
-    with pipe.residency.stage(name):
+    with pipe.residency.stage(name, [c for c in STAGES[name] if c not in idle]):
         yield
     spent[name] += time.perf_counter() - started
 

@@ -16,6 +16,7 @@ from javis.media import atomic_file, check_writable, remove_leftovers, write_cli
 from javis.requests import Fault, list_faults
 
 if TYPE_CHECKING:
+    from javis.decode.stream import StreamedClips
     from javis.pipeline import ClipBatch
 
 SUFFIXES = (".mp4", ".png", ".json")
@@ -65,11 +66,12 @@ def save(
     scale_to: tuple[int, int] | None,
     load_seconds: float,
     world: bool,
+    streamed: StreamedClips | None = None,
 ) -> str:
     """Write mp4, contact sheet and json of clip ``index``; return a line that says what was written.
 
     The three appear together at the end, json last; an older json is removed first, so that none ever describes another
-    clip.
+    clip. ``streamed`` may have written the mp4 already.
     """
     from javis.contact_sheet import contact_sheet
     from javis.eval.sync import sync_report
@@ -85,7 +87,8 @@ def save(
         atomic_file(out) as mp4_file,
     ):
         started = time.perf_counter()
-        write_clip(mp4_file, video, audio, batch.fps, batch.sample_rate, scale_to=scale_to)
+        if streamed is None or not streamed.put(out, mp4_file):
+            write_clip(mp4_file, video, audio, batch.fps, batch.sample_rate, scale_to=scale_to)
         mp4_seconds = time.perf_counter() - started
         started = time.perf_counter()
         contact_sheet(

@@ -11,6 +11,7 @@ rows, which is fixed by the order of the rows: no two make the same clip, and no
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -89,6 +90,11 @@ def main(args: SampleArgs) -> int:
     if not 1 <= args.batch_size <= 1024:
         raise UsageError(f"batch size must be a whole number from 1 to 1024, got {args.batch_size}")
     share = Share(rank_from_env(), args.cfg_parallel, args.seq_parallel)
+    if args.cuda_graphs and share.together > 1:
+        raise UsageError(
+            "--cuda-graphs cannot be used with --cfg-parallel or --seq-parallel, whose processes exchange data in each "
+            "step; leave one of them out"
+        )
     skipped = None
     if args.prompt is not None:
         jobs = _single(args, share)
@@ -160,8 +166,15 @@ def _run(
     if not todo:
         return
     share.parallelize(pipe)
+    streamed = None
+    if full and share.leads:
+        from javis.decode.stream import StreamedClips
+
+        streamed = pipe.frames_to = StreamedClips()
 
     def call(group: Sequence[ClipRequest], progress: Callable[[int, int], None]) -> ClipBatch:
+        if streamed is not None:
+            streamed.begin([jobs[request] for request in group])
         return pipe(
             [request.prompt for request in group],
             seconds=group[0].seconds,
@@ -185,9 +198,11 @@ def _run(
             scale_to=scale_to(args, full),
             load_seconds=load_seconds,
             world=pipe.description.get("world") == "javis",
+            streamed=streamed,
         )
 
-    _make(todo, args.batch_size, call, write, skipped, share)
+    with streamed or contextlib.nullcontext():
+        _make(todo, args.batch_size, call, write, skipped, share)
 
 
 Call = Callable[[Sequence[ClipRequest], Callable[[int, int], None]], "ClipBatch"]

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import secrets
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from javis import console
 from javis.errors import UsageError
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -165,11 +168,11 @@ def fill(
         rename: name in the file -> name without ``prefix``, or None: not needed.
 
     Raises:
-        ComponentError: tensors that are missing, unexpected, of another shape; corrupt files.
+        ComponentError: tensors that are missing, unexpected, of another shape, tied ones that differ; corrupt files.
     """
     files = list(files)
     wanted, owners = _places(module)
-    filled: set[int] = set()
+    filled: dict[int, Tensor] = {}
     for path, name, value in read_tensors(files, device):
         own = name if rename is None else rename(name)
         if own is None:
@@ -185,11 +188,16 @@ def fill(
                 f"has {name!r} as {list(value.shape)}, but config.json asks for {list(place.shape)}",
                 "copy or convert it again",
             )
-        if id(place) not in filled:  # a tied tensor may stand there under both names
-            filled.add(id(place))
-            made = value.to(device, place.dtype)
-            # On the CPU tensors are pages of the file: badly aligned, and gone if the file changes.
-            _replace(place, made.clone() if made is value else made, owners[id(place)])
+        made = value.to(device, place.dtype)
+        if id(place) in filled:  # a tied tensor may stand there under both names
+            if not torch.equal(filled[id(place)], made):
+                raise ComponentError(
+                    path, f"holds {name!r} with other values than the tensor it is tied to", "copy or convert it again"
+                )
+            continue
+        # On the CPU tensors are pages of the file: badly aligned, and gone if the file changes.
+        filled[id(place)] = made.clone() if made is value else made
+        _replace(place, filled[id(place)], owners[id(place)])
     missing = [n for n, place in wanted.items() if n.startswith(prefix) and id(place) not in filled]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -238,10 +246,26 @@ def write_weights(folder: Path, stem: str, state: Mapping[str, Tensor], max_shar
     )
 
 
+def put_in_place(new: Path, place: Path) -> None:
+    """Rename the folder ``new`` to ``place``. What was there is removed last, and comes back if the renaming fails."""
+    if not place.exists():
+        new.rename(place)
+        return
+    old = place.with_name(f".{place.name}-{secrets.token_hex(4)}.old")
+    place.rename(old)
+    try:
+        new.rename(place)
+    except BaseException:
+        old.rename(place)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def one_line(error: BaseException) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:200]
+    """What an error says, or its kind if it says nothing."""
+    return console.one_line(str(error), 200) or type(error).__name__

@@ -53,7 +53,8 @@ class Spec:
         return self.weights[0].folder
 
 
-def _current_attention(name: str) -> str | None:
+def current_attention(name: str) -> str:
+    """The name that today's diffusers gives a parameter of an autoencoder."""
     match = re.fullmatch(r"(.*\.attentions\.\d+\.)(query|key|value|proj_attn)\.(weight|bias)", name)
     return name if match is None else f"{match[1]}{_OLD_ATTENTION[match[2]]}.{match[3]}"
 
@@ -152,9 +153,9 @@ SPECS: tuple[Spec, ...] = (
          JavisDiT,
          lambda root: JavisDiTConfig.from_dict(read_json(root / "transformer" / "config.json")),
          _config_writer("transformer")),
-    Spec("video_codec", "OpenSoraVideoCodec", (Weights("video_vae", DIFFUSION, "", _current_attention),),
+    Spec("video_codec", "OpenSoraVideoCodec", (Weights("video_vae", DIFFUSION, "", current_attention),),
          _make_video, _read_video, _config_writer("video_vae")),
-    Spec("audio_codec", "AudioLDM2Codec", (Weights("audio_vae", DIFFUSION, "vae.", _current_attention),
+    Spec("audio_codec", "AudioLDM2Codec", (Weights("audio_vae", DIFFUSION, "vae.", current_attention),
                                            Weights("vocoder", TRANSFORMERS, "vocoder.")),
          _make_audio, _read_audio, _write_audio),
 )  # fmt: skip

@@ -27,6 +27,7 @@ from javis.component_files import (
     build_random,
     fill,
     one_line,
+    put_in_place,
     read_json,
     weight_files,
     write_json,
@@ -40,7 +41,7 @@ from javis.model.ops import ModelOps
 
 if TYPE_CHECKING:
     from javis.clip_stages import Policy
-    from javis.model.text import TextEncoder
+    from javis.condition_cache import CachedTextEncoder
     from javis.pipeline import JavisPipeline
     from javis.residency import Load
 
@@ -146,14 +147,14 @@ def loader(folder: Path | None, attribute: str) -> Load | None:
     return None if folder is None else lambda module, device: _fill(spec, folder, module, device)
 
 
-def cached_encoders(pipe: JavisPipeline, folder: str | os.PathLike[str]) -> dict[str, TextEncoder]:
+def cached_encoders(pipe: JavisPipeline, folder: str | os.PathLike[str]) -> dict[str, CachedTextEncoder]:
     """The text encoders of a pipeline behind a cache on disk, as ``JavisPipeline.cache_conditions`` needs them."""
     from javis.condition_cache import CachedTextEncoder, ConditionCache, component_identity
 
     if pipe.folder is None:
         raise UsageError("a condition cache needs a full-size checkpoint folder, which tells one encoder from another")
     cache = ConditionCache(folder)
-    made: dict[str, TextEncoder] = {}
+    made: dict[str, CachedTextEncoder] = {}
     told_by = {"text_encoder": ("text_encoder", "tokenizer"), "prior_text_encoder": ("prior_text_encoder",)}
     for name, folders in told_by.items():
         encoder = getattr(pipe, name)
@@ -288,11 +289,7 @@ def save(pipe: JavisPipeline, folder: Path, *, overwrite: bool = False) -> Path:
             _write_components(pipe, fresh)
         else:
             write_demo(fresh, pipe.components, pipe.description)
-        old = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.old")
-        if folder.exists():
-            folder.rename(old)
-        fresh.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
+        put_in_place(fresh, folder)
     except PermissionError as error:
         raise UsageError(f"cannot write {folder}: {one_line(error)}; choose a place that can be written") from error
     finally:

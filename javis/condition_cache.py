@@ -116,6 +116,12 @@ class CachedTextEncoder:
     def __init__(self, encoder: TextEncoder, cache: ConditionCache, *, identity: str, dtype: torch.dtype) -> None:
         self.encoder, self.cache, self.identity, self.dtype = encoder, cache, identity, dtype
         self.hits = self.misses = 0
+        self._read: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def read(self, captions: Sequence[str]) -> bool:
+        """Read what the cache has of these captions, for the next call. True: that call needs no encoder."""
+        self._read = self._entries(captions)
+        return all(caption in self._read for caption in captions)
 
     def key(self, caption: str) -> str:
         """Name of the entry of a caption."""
@@ -130,11 +136,8 @@ class CachedTextEncoder:
 
         From the cache alone they come on the CPU: the encoder need not even be loaded.
         """
-        found: dict[str, tuple[Tensor, Tensor]] = {}
-        for caption in dict.fromkeys(captions):
-            entry = self.cache.get(self.key(caption))
-            if entry is not None and self._fits(entry):
-                found[caption] = entry["hidden"], entry["mask"]
+        ready = {caption: self._read[caption] for caption in captions if caption in self._read}
+        found = ready | self._entries([caption for caption in captions if caption not in ready])
         missing = [caption for caption in dict.fromkeys(captions) if caption not in found]
         self.hits, self.misses = self.hits + len(found), self.misses + len(missing)
         if missing:
@@ -149,6 +152,15 @@ class CachedTextEncoder:
         if len(lengths) > 1:
             raise ValueError(f"hidden states of different shapes cannot be joined: {sorted(map(tuple, lengths))}")
         return torch.stack([found[c][0] for c in captions]), torch.stack([found[c][1] for c in captions])
+
+    def _entries(self, captions: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
+        """Hidden states and mask of those captions that the cache has."""
+        found = {}
+        for caption in dict.fromkeys(captions):
+            entry = self.cache.get(self.key(caption))
+            if entry is not None and self._fits(entry):
+                found[caption] = entry["hidden"], entry["mask"]
+        return found
 
     def _fits(self, entry: dict[str, Tensor]) -> bool:
         hidden, mask = entry.get("hidden"), entry.get("mask")

@@ -151,7 +151,7 @@ def full_captions(prompts: Sequence[str], *, negative: bool = False) -> list[str
         negative: they say what not to show, and get no aesthetic score.
 
     Raises:
-        UsageError: a prompt that is empty, longer than 1000 characters, or no text.
+        UsageError: a prompt that is empty, longer than `MAX_PROMPT` characters, or no text.
     """
     from javis.model.encoders.preprocess import AESTHETIC_SCORE, prepare_prompt
 

@@ -16,9 +16,9 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,50 +28,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.flop_counter import flop_registry
 
+from javis.cached_reads import CACHE, CachedReads
+from javis.calls import Call, Kind, Spec
 from javis.cpu_workspace import cpu_workspace
 from javis.kernels import onednn
 from javis.kernels.cases import OpCase
 from javis.model.ops import ModelOps, Rope
 
-Kind = Literal["matmul", "conv", "attention", "other"]
-KINDS: tuple[Kind, ...] = ("matmul", "conv", "attention", "other")
 # Neither views by their schema nor work.
 _NO_TRAFFIC = frozenset(("empty", "empty_like", "new_empty", "empty_strided", "_unsafe_view", "_reshape_alias"))
-
-
-@dataclass(frozen=True)
-class Spec:
-    """A tensor without its values."""
-
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    dtype: torch.dtype
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the memory behind it: a value that is expanded over an axis is read from one place."""
-        values = math.prod(n for n, step in zip(self.shape, self.stride, strict=True) if step) if self.shape else 1
-        return 0 if 0 in self.shape else values * self.dtype.itemsize
-
-    def tensor(self, device: str) -> Tensor:
-        """Random values (zeros for whole numbers, which are indices)."""
-        reach = 1 + sum((n - 1) * step for n, step in zip(self.shape, self.stride, strict=True))
-        length = 0 if 0 in self.shape else reach
-        if self.dtype.is_floating_point:
-            return torch.randn(length, device=device).to(self.dtype).as_strided(self.shape, self.stride)
-        return torch.zeros(length, device=device, dtype=self.dtype).as_strided(self.shape, self.stride)
-
-
-@dataclass(frozen=True)
-class Call:
-    """Equal calls of one operation. FLOPs and bytes are those of one of them."""
-
-    kind: Kind
-    name: str
-    flops: int
-    bytes: int
-    count: int
-    ready: Callable[[str], Callable[[], object]]  # device -> the call itself, on inputs of its own
 
 
 _active: list[Ledger] = []  # the contexts that are open, innermost last
@@ -94,6 +59,8 @@ class Ledger:
         self._calls: dict[Any, Call] = {}
         self._live: dict[int, int] = {}
         self._modes: list[Any] = []
+        self.reads = CachedReads(CACHE["cuda" if torch.cuda.is_available() and not cpu else "cpu"])
+        self._cached = 0.0  # share of the inputs of the model's operation that is being counted
 
     # -- results ------------------------------------------------------------------------------------------------------
 
@@ -125,12 +92,14 @@ class Ledger:
             mode.__exit__(*error)
         self._modes = []
 
-    def note(self, key: Any, kind: Kind, name: str, flops: int, moved: int, ready: Any) -> None:
+    def note(self, key: Any, kind: Kind, name: str, flops: int, moved: int, ready: Any, cached: float) -> None:
         """Count one call; ``key`` is the same for equal calls."""
         known = self._calls.get(key)
-        self._calls[key] = (
-            Call(kind, name, flops, moved, 1, ready) if known is None else replace(known, count=known.count + 1)
-        )
+        if known is None:
+            self._calls[key] = Call(kind, name, flops, moved, 1, ready, cached)
+            return
+        mean = (known.cached * known.count + cached) / (known.count + 1)
+        self._calls[key] = replace(known, count=known.count + 1, cached=mean)
 
     def hold(self, made: Iterable[Tensor], taken: Iterable[Tensor]) -> None:
         """Note the memory of what an operation made; what it took from outside counts nothing."""
@@ -151,6 +120,7 @@ class Ledger:
 
     def _release(self, key: int) -> None:
         self.live_bytes -= self._live.pop(key)
+        self.reads.forget(key)
 
     # -- the model's operations ---------------------------------------------------------------------------------------
 
@@ -164,7 +134,8 @@ class Ledger:
             return partial(OPS[op].function, *args, **kwargs)
 
         # The FLOPs of what is no product are not counted: its time is that of its bytes.
-        self.note((op, case), kind, op, 0 if kind == "other" else case.flops(), case.bytes(), ready)
+        flops = 0 if kind == "other" else case.flops()
+        self.note((op, case), kind, op, flops, case.bytes(), ready, self._cached)
 
     def _ada_layer_norm(self, x: Tensor, shift: Tensor, scale: Tensor, **options: Any) -> Tensor:
         from javis.kernels.ops.ada_layer_norm.cases import AdaLayerNormCase
@@ -274,7 +245,12 @@ def counted_ops() -> ModelOps:
         def op(*args: Any, **kwargs: Any) -> Any:
             if not _active:
                 raise RuntimeError("these operations compute nothing: they run in the context of a Ledger only")
-            return method(_active[-1], *first, *args, **kwargs)
+            ledger, taken = _active[-1], list(_tensors((args, kwargs)))
+            ledger._cached = ledger.reads.share(taken)
+            made = method(ledger, *first, *args, **kwargs)
+            used = [*taken, *_tensors(made)]
+            ledger.reads.use(used, sum(t.nbytes for t in used))
+            return made
 
         return op
 
@@ -307,7 +283,8 @@ class _Attention(TorchFunctionMode):
     def _attend(
         self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *rest: Any, **more: Any
     ) -> Tensor:
-        specs = [_spec(t) for t in (query, key, value, *([] if attn_mask is None else [attn_mask]))]
+        taken = [query, key, value, *([] if attn_mask is None else [attn_mask])]
+        specs = [_spec(t) for t in taken]
         *lead, queries, width = query.shape
         out_width, keys = value.shape[-1], key.shape[-2]
         flops = 2 * math.prod(lead) * queries * keys * (width + out_width)
@@ -320,9 +297,10 @@ class _Attention(TorchFunctionMode):
         def ready(device: str) -> Callable[[], object]:
             return partial(attend, *(s.tensor(device) for s in specs), *rest, **more)
 
-        self.ledger.note(
-            ("attention", tuple(specs), rest, options), "attention", "scaled_dot_product_attention", flops, moved, ready
-        )
+        cached = self.ledger.reads.share(taken)
+        self.ledger.reads.use([*taken, out], moved)
+        equal = ("attention", tuple(specs), rest, options)
+        self.ledger.note(equal, "attention", "scaled_dot_product_attention", flops, moved, ready, cached)
         return out
 
 
@@ -365,7 +343,9 @@ class _Dispatch(TorchDispatchMode):
             return partial(func, *real[0], **real[1])
 
         leaves, tree = tree_flatten((plain_args, plain_kwargs), is_leaf=lambda value: isinstance(value, Spec))
-        self.ledger.note((func, str(leaves), str(tree)), kind, name, flops, moved, ready)
+        cached = self.ledger.reads.share(taken)
+        self.ledger.reads.use([*taken, *made], moved)
+        self.ledger.note((func, str(leaves), str(tree)), kind, name, flops, moved, ready, cached)
 
 
 def _tensors(tree: Any) -> Iterator[Tensor]:

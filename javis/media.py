@@ -67,7 +67,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     or below something that is not writable).
     """
     target = Path(path)
-    temporary = _touch_beside(target)
+    temporary = hidden_beside(target)
     try:
         yield temporary
         os.replace(temporary, target)
@@ -84,7 +84,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 def check_writable(path: str | os.PathLike[str]) -> None:
     """Raise `UsageError` unless a file can be made at ``path``; leaves no file behind (folders made stay)."""
-    _touch_beside(Path(path)).unlink()
+    hidden_beside(Path(path)).unlink()
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -112,8 +112,8 @@ def _runs(pid: int) -> bool:
     return True
 
 
-def _touch_beside(target: Path) -> Path:
-    """Make an empty temporary file in the folder of ``target``, or say why ``target`` cannot be written."""
+def hidden_beside(target: Path) -> Path:
+    """Make an empty temporary file in the folder of ``target``; `UsageError` if ``target`` cannot be written."""
     try:
         if target.is_dir():
             raise UsageError(f"output {target} is a folder; give the name of a file")

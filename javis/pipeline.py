@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,9 @@ from javis.residency import Residency
 from javis.sample import Denoiser, Order
 from javis.sampler_options import SamplerKeywords
 
+if TYPE_CHECKING:
+    from javis.decode.stream import TakeFrames
+
 StepCallback = Callable[["JavisPipeline", int, float, dict[str, Tensor]], "dict[str, Tensor] | None"]
 
 
@@ -57,6 +60,7 @@ class JavisPipeline:
         description: defaults of clips and sampling, as in ``config.json`` or ``model_index.json``.
         device: where it runs.
         denoiser: stands in for the model in the denoise loop (:mod:`javis.acceleration`); None: the model itself.
+        frames_to: takes the frames of each clip while later ones are decoded (:mod:`javis.decode.stream`), or None.
         residency: moves components in and out of the device around the stages, if told to, and notes their peaks.
     """
 
@@ -85,7 +89,8 @@ class JavisPipeline:
         self.device = next(model.parameters()).device if device is None else device
         self.residency = Residency(self.device)
         self.denoiser: Denoiser | None = None
-        self._cached: dict[str, TextEncoder] = {}
+        self.frames_to: TakeFrames | None = None
+        self._cached: dict[str, Any] = {}  # name -> CachedTextEncoder
         self.shows_progress = True
 
     @property
@@ -203,6 +208,8 @@ class JavisPipeline:
                 component.to(device=device, dtype=None if keeps else dtype)
         self.device = next(self.model.parameters()).device
         self.residency = Residency(self.device)
+        for cached in self._cached.values():
+            cached.dtype = component_dtype(cached.encoder)  # other hidden states from now on, under other keys
         return self
 
     def set_residency(self, policy: Policy, device: str | torch.device | None = None) -> None:

@@ -13,6 +13,7 @@ import torch
 from javis.clip_stages import STAGES
 from javis.media import samples_for
 from javis.plan import is_full_size
+from javis.precision import read_keep
 from javis.prediction import RESERVED, Choice, Predictor, refuse_what_cannot_fit, smaller_sizes
 from javis.rates import Rates, from_rows, given, measure, read_rows
 from javis.stages import ClipSize, Parts, checkpoint_parts, folder_parts, official_parts
@@ -65,7 +66,8 @@ def _predictor(model: str, wide: bool) -> Predictor:
     if model == "official":
         return Predictor(official_parts(dtype), cpu=wide and cpu)
     if is_full_size(model):
-        return Predictor(folder_parts(Path(model), dtype), cpu=wide and cpu)
+        keep = read_keep(Path(model) / "transformer")
+        return Predictor(folder_parts(Path(model), dtype), cpu=wide and cpu, keep=keep)
     return Predictor(checkpoint_parts(model), cpu=cpu)
 
 

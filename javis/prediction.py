@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor
 
 from javis.clip_stages import STAGES, Policy
 from javis.data.sizes import RATIO_NAMES, SIZES
@@ -14,6 +14,7 @@ from javis.decode import Batches, VideoDecoder, choose_batches, decode_peak_byte
 from javis.errors import UsageError
 from javis.model.video_vae import OpenSoraVideoCodec
 from javis.plan import Precision
+from javis.precision import kept_names, linear_names
 from javis.rates import Rates
 from javis.stages import ClipSize, Parts, StageTrace, peak_bytes, present, trace
 
@@ -44,10 +45,15 @@ class Predictor:
     Args:
         parts: components in their plain dtype (bfloat16 also where the precision is FP8).
         cpu: the memory is that of a CPU, where convolutions need more.
+        keep: layers that stay in bfloat16 where the precision is FP8 (`javis.precision.read_keep`).
+
+    Raises:
+        UsageError: a pattern of ``keep`` that matches no layer.
     """
 
-    def __init__(self, parts: Parts, *, cpu: bool = False) -> None:
+    def __init__(self, parts: Parts, *, cpu: bool = False, keep: Iterable[str] = ()) -> None:
         self.parts, self.cpu = parts, cpu
+        self.kept = frozenset(kept_names(parts.model, keep))
         self.weights = parts.weights()
         self._traces: dict[tuple[str, Any], StageTrace] = {}
 
@@ -84,9 +90,12 @@ class Predictor:
         """Bytes of each component's weights."""
         if not precision.startswith("fp8"):
             return self.weights
-        # One byte for a weight of the layers' linears instead of two; their scales are too few to count.
-        layers = self.parts.model.layers
-        saved = sum(m.weight.numel() for m in layers.modules() if isinstance(m, nn.Linear))
+        saved, model = 0, self.parts.model
+        for name in linear_names(model):
+            weight = model.get_submodule(name).weight
+            assert isinstance(weight, Tensor)
+            if name not in self.kept:  # one byte for each value, and a float32 scale for each output
+                saved += weight.nbytes - weight.numel() - 4 * len(weight)
         return self.weights | {"model": self.weights["model"] - saved}
 
     def free(self, clip: ClipSize, choice: Choice, room: float | None) -> float:

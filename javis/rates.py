@@ -22,13 +22,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from javis.ledger import KINDS, Call, Kind
+from javis.calls import KINDS, Call, Kind
 
 RESULTS = Path("benchmarks/results")
 _LARGE_MB = 10.0  # copies of less may stay in a cache
 _MOST_TURNS = 50
 _MODULE_CALLS = 40  # of the tiny modules
-_PER_NAME = 4  # calls of each operation and stage that are measured
+_PER_NAME = 4  # calls of each operation and stage that are measured in any case
+_COVERED = 0.95  # of the time that a stage should take lies in calls that are measured
+_QUICK = {"cpu": 1e9, "cuda": 1e12}  # FLOPs of a call that is measured for the sake of that
 _LONGEST = {"cpu": 2e10, "cuda": 1e12}  # FLOPs of a call that is still measured
 _LARGEST = 2e9  # and its bytes
 _CACHE = {"cpu": 16 << 20, "cuda": 128 << 20}  # bytes that empty the caches that a core, or a GPU, has for itself
@@ -45,6 +47,7 @@ class Rates:
         call: seconds that each call takes besides.
         share: how near to this roofline whole stages came on this device, 0..1; 1 for those that are not in it.
         named: FLOPs per second (bytes, for what is no product) of single operations, where they were measured.
+        exact: seconds of single calls, by their ``ready``, where those very calls were measured.
         source: where the figures come from.
     """
 
@@ -54,6 +57,7 @@ class Rates:
     call: float = 0.0
     share: Mapping[str, float] = field(default_factory=dict)
     named: Mapping[str, float] = field(default_factory=dict)
+    exact: Mapping[Any, float] = field(default_factory=dict)
     source: str = "given"
 
     def seconds(self, calls: Iterable[Call], stage: str = "") -> float:
@@ -62,6 +66,8 @@ class Rates:
 
     def once(self, call: Call) -> float:
         """Time of one of the calls."""
+        if call.ready in self.exact:
+            return self.call + self.exact[call.ready]
         if call.name in self.named:
             return self.call + (call.bytes if call.kind == "other" else call.flops) / self.named[call.name]
         if call.kind == "other":
@@ -121,10 +127,12 @@ def measure(
 ) -> dict[str, Rates]:
     """Rates of each stage on this machine, from its heaviest calls.
 
-    Of every operation the calls that should take longest are run, one after the other on random inputs of their own,
-    and all of them again until the time is over, so that a slow moment of the machine hits few. Between the calls the
-    caches are emptied. A call beyond 20 GFLOP (on a GPU 1 TFLOP) or 2 GB is left out; where that leaves none of a kind,
-    a product of 1024 x 1024, or a copy, stands for it.
+    Of every operation the calls that should take longest are run, and the others that a stage spends most of its time
+    in, one after the other on random inputs of their own, and all of them again until the time is over, so that a slow
+    moment of the machine hits few. Each is timed twice, with the caches emptied before it and once more at once, and
+    takes the mean of both by the share of its inputs that the stage finds in the cache (`Call.cached`). A call beyond
+    20 GFLOP (on a GPU 1 TFLOP) or 2 GB is left out; where that leaves none of a kind, a product of 1024 x 1024, or a
+    copy, stands for it.
 
     Args:
         stages: calls by stage (:func:`javis.stages.trace`).
@@ -138,13 +146,20 @@ def measure(
         able = [c for c in calls if c.flops <= _LONGEST[device] and c.bytes <= _LARGEST]
         able.sort(key=lambda c: c.count * roof.once(c), reverse=True)
         names = [c.name for c in able]
-        chosen[stage] = [c for i, c in enumerate(able) if names[:i].count(c.name) < _PER_NAME]
+        whole, before = roof.seconds(able), 0.0
+        chosen[stage] = []
+        for i, c in enumerate(able):
+            covers = before < _COVERED * whole and c.flops <= _QUICK[device]
+            if names[:i].count(c.name) < _PER_NAME or covers:
+                chosen[stage].append(c)
+            before += c.count * roof.once(c)
     square = Call("matmul", "mm", 2 * 1024**3, 3 << 22, 1, _on(lambda x: x @ x, (1024, 1024)))
     copy = Call("other", "clone", 0, 2 << 26, 1, _on(torch.clone, (1 << 24,)))
     tiny = Call("other", "add", 0, 12, 1, _on(lambda x: x + x, (1,)))
     modules = Call("other", "modules", 0, 0, 1, _modules)
     runs = [square, copy, tiny, modules, *(c for calls in chosen.values() for c in calls)]
-    times: dict[int, list[float]] = {id(call): [] for call in runs}
+    cold: dict[int, list[float]] = {id(call): [] for call in runs}
+    warm: dict[int, list[float]] = {id(call): [] for call in runs}
     flush = torch.zeros(_CACHE[device] // 4, device=device)
     end = time.perf_counter() + seconds
     with torch.no_grad():
@@ -157,9 +172,14 @@ def measure(
                 for _ in range(2):
                     if call not in (tiny, modules):
                         flush.add_(1)
-                    times[id(call)].append(_time(run, device, clock))
+                    cold[id(call)].append(_time(run, device, clock))
+                    if call.cached:
+                        warm[id(call)].append(_time(run, device, clock))
                 del run
-    spent = {key: median(taken) for key, taken in times.items()}
+    spent = {}
+    for call in runs:
+        far, near = median(cold[id(call)]), median(warm[id(call)] or [0.0])
+        spent[id(call)] = far + call.cached * (near - far)
     each, around = spent[id(tiny)], spent[id(modules)] / _MODULE_CALLS
 
     def speed(calls: Sequence[Call]) -> float:
@@ -172,9 +192,9 @@ def measure(
         kinds = {kind: [c for c in calls if c.kind == kind] for kind in KINDS}
         speeds = {kind: speed(of or [copy if kind == "other" else square]) for kind, of in kinds.items()}
         named = {name: speed([c for c in calls if c.name == name]) for name in {c.name for c in calls}}
-        made[stage] = Rates(
-            flops=speeds, bytes=speeds["other"], call=around, named=named, source=f"measured on this {device}"
-        )
+        exact = {c.ready: max(spent[id(c)] - each, 0.0) for c in found}
+        source = f"measured on this {device}"
+        made[stage] = Rates(flops=speeds, bytes=speeds["other"], call=around, named=named, exact=exact, source=source)
     return made
 
 

@@ -86,7 +86,7 @@ class Residency:
             name: as in `STAGES`.
             component: an ``nn.Module``. Anything else has no weights to move and is ignored (also None).
             load: for "staged": ``load(module, device)`` gives the module, whose parameters and persistent buffers are
-                on the meta device, its weights on ``device`` (:func:`assign`).
+                on the meta device, its weights on ``device`` (`javis.component_files.fill`).
 
         Raises:
             UsageError: "staged" without ``load``.
@@ -120,19 +120,20 @@ class Residency:
     # -- stages -------------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def stage(self, name: str, *components: str) -> Iterator[None]:
+    def stage(self, name: str, components: Iterable[str] | None = None) -> Iterator[None]:
         """Run a stage with its components on the device, and note its time and peak in ``records``.
 
         Args:
             name: of `STAGES`, or any name.
-            components: what it needs, instead of what `STAGES` says (for another name: the component of that name).
+            components: what it needs; None: what `STAGES` says (for another name: the component of that name).
 
         A component stays until a stage that does not need it begins, so condition and denoise move nothing in between.
 
         Raises:
             FailedError: out of memory inside the stage, with what to do.
         """
-        needed = [c for c in components or STAGES.get(name, (name,)) if c in self._modules]
+        wanted = STAGES.get(name, (name,)) if components is None else components
+        needed = [c for c in wanted if c in self._modules]
         started = time.perf_counter()
         with self._out_of_memory(name):
             if self.policy != "all":
@@ -187,7 +188,11 @@ class Residency:
             return
         module = self._modules[name]
         if self.policy == "staged":
-            self._loads[name](module, self.device)
+            try:
+                self._loads[name](module, self.device)
+            except BaseException:  # what was loaded before the memory ran out must not stay
+                _forget(module)
+                raise
             left = [n for n, t in module.state_dict(keep_vars=True).items() if t.is_meta]
             if left:
                 raise FailedError(f"component {name!r}: loading left {left[0]!r} without values ({len(left)} in all)")
@@ -254,35 +259,3 @@ def _replace(module: nn.Module, values: Mapping[Tensor, Tensor]) -> None:
         for key, parameter in owner._parameters.items():
             if parameter in made:
                 owner._parameters[key] = made[parameter]
-
-
-def assign(module: nn.Module, tensors: Iterable[tuple[str, Tensor]], device: torch.device) -> None:
-    """Give a module on the meta device its values, tensor by tensor: what a ``load`` of :meth:`Residency.add` does.
-
-    Tied parameters stay tied, and values take the dtype that the module has. Never is more than one tensor held twice.
-
-    Args:
-        module: its parameters and persistent buffers are on the meta device.
-        tensors: names as in ``state_dict`` and values, such as read one by one from safetensors files.
-        device: where the values go.
-
-    Raises:
-        UsageError: a name that the module does not have, or a shape that does not fit.
-    """
-    places: dict[str, tuple[nn.Module, str]] = {}
-    for prefix, owner in module.named_modules(remove_duplicate=False):
-        for key in (*owner._parameters, *owner._buffers):
-            places[f"{prefix}.{key}" if prefix else key] = (owner, key)
-    for name, tensor in tensors:
-        owner, key = places.get(name, (None, ""))
-        if owner is None:
-            raise UsageError(f"the module has no tensor {name!r}; the checkpoint is of another model")
-        old = owner._parameters.get(key, owner._buffers.get(key))
-        if old is None or old.shape != tensor.shape:
-            expected = None if old is None else list(old.shape)
-            raise UsageError(f"tensor {name!r} is {list(tensor.shape)}, the module expects {expected}")
-        value = tensor.to(device, old.dtype)
-        if key in owner._parameters:
-            _replace(module, {old: value})
-        else:
-            owner._buffers[key] = value

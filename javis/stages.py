@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 import javis
+from javis.calls import Call
 from javis.component_specs import SPECS, component_dtypes, configurations
 from javis.decode import DecodeOptions, VideoDecoder
 from javis.errors import UsageError
-from javis.ledger import Call, Ledger, counted_ops
+from javis.ledger import Ledger, counted_ops
 from javis.model.codecs import PatchAudioCodec, build_codecs
 from javis.model.config import JavisDiTConfig
 from javis.model.dit import JavisDiT

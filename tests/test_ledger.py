@@ -61,6 +61,38 @@ def test_flops_and_bytes_of_single_calls() -> None:
     assert ledger.flops == sum(count * flops for _, count, flops, _ in found.values())
 
 
+def test_reads_of_what_was_just_used_find_it_in_the_cache() -> None:
+    size = 1000  # values
+    with Ledger(cpu=True) as ledger:
+        ledger.reads.size = 4 * 3 * size
+        x, y = meta(size), meta(size)
+        z = x + y  # neither was used before
+        z * 2  # written just now
+        z + x  # both were used within the three tensors that fit: x, z, and the product
+        torch.sin(y)  # five tensors have passed since
+        torch.cos(meta(4 * size))  # of new memory
+        w = torch.exp(meta(4 * size))
+        torch.tan(w)  # written just now, and too large for the cache
+    found = {call.name: call.cached for call in ledger.calls}
+    assert found == {"add": 0.5, "mul": 1.0, "sin": 0.0, "cos": 0.0, "exp": 0.0, "tan": 0.0}
+
+
+def test_memory_that_was_freed_is_in_no_cache() -> None:
+    with Ledger(cpu=True) as ledger:
+        for _ in range(20):  # addresses come again
+            torch.sin(meta(8))
+    assert [call.cached for call in ledger.calls] == [0.0]
+
+
+def test_the_models_operations_read_from_the_cache_too() -> None:
+    with Ledger(cpu=True) as ledger:
+        x, weight = meta(2, 4, 16), meta(16, 16)
+        ops = counted_ops()
+        ops.linear(x, weight, None)  # first use of both
+        ops.linear(x, weight, None)
+    assert [(call.name, call.count, call.cached) for call in ledger.calls] == [("linear", 2, 0.5)]
+
+
 def test_an_expanded_input_is_read_once() -> None:
     with Ledger() as ledger:
         meta(6, 1).expand(6, 50) + meta(6, 50)

@@ -228,7 +228,7 @@ def end_to_end(c: Context) -> list[Step]:
     reason = f"{', '.join(missing)} missing: pip install 'javis[full]'" if missing else None
     common: tuple[object, ...] = ("--device", c.device, "--results", c.results)
     if c.dry:
-        quick = ("--size", "toy", "--steps", 2, "--repeats", 1, "--json", c.out / "end_to_end.json")
+        quick = ("--size", "toy", "--dry-run", "--steps", 2, "--repeats", 1, "--json", c.out / "end_to_end.json")
         command = c.module("benchmarks.end_to_end", *common, *quick)
         return [Step(name="end to end", command=command, seconds=240, show=10, skip=reason)]
     made = []

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
+from javis.component_specs import current_attention
 from javis.convert.plan import Component, Plan, settle, shapes_of
 from javis.convert.read import WeightSource
-from javis.convert.vae import current_name, image_sizes, linear_from_convolution
+from javis.convert.vae import image_sizes, linear_from_convolution
 from javis.errors import UsageError
 from javis.model.audio_vae import VocoderConfig
 from javis.model.encoders.t5 import T5EncoderConfig
@@ -75,7 +76,7 @@ def plan_audio_vae(source: WeightSource, kind: str = "audio-vae") -> Plan:
     told = {n: getattr(config, n) for n in ("in_channels", "latent_channels", "block_out_channels", "layers_per_block")}
     conflicts = settle({name: getattr(sizes, name) for name in told}, told, {})[2]
     expected = shapes_of(config.build)
-    sources = {current_name(name): name for name in source.names()}
+    sources = {current_attention(name): name for name in source.names()}
     component = Component("audio_vae", "AudioLDM2Codec", values, expected, sources, conflicts=conflicts)
     component.reshaped = linear_from_convolution(source, sources, expected)
     return Plan(kind, [component])

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
+from javis.component_specs import current_attention
 from javis.convert.plan import Component, Plan, Shape, need, settle, shapes_of, strip_prefix
 from javis.convert.read import WeightSource
 from javis.errors import UsageError
@@ -14,8 +14,6 @@ from javis.model.video_vae import AutoencoderConfig, OpenSoraVideoCodec, OpenSor
 
 WHAT = "an OpenSora VAE"
 SPATIAL, TEMPORAL = "spatial_vae.module.", "temporal_vae."
-# How diffusers called the parts of its attention before version 0.18, where they may still be 1x1 convolutions.
-_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 def plan_vae(source: WeightSource, kind: str = "video-vae") -> Plan:
@@ -27,7 +25,7 @@ def plan_vae(source: WeightSource, kind: str = "video-vae") -> Plan:
     names = source.names()
     config, assumed, conflicts = _config(source, names)
     expected = shapes_of(lambda: OpenSoraVideoCodec(config))
-    sources = {"image." + current_name(rest): name for rest, name in strip_prefix(names, SPATIAL).items()}
+    sources = {"image." + current_attention(rest): name for rest, name in strip_prefix(names, SPATIAL).items()}
     sources |= {"temporal." + rest: name for rest, name in strip_prefix(names, TEMPORAL).items()}
     component = Component(
         "video_vae", "OpenSoraVideoCodec", config.to_dict(), expected, sources, assumed=assumed, conflicts=conflicts
@@ -36,12 +34,6 @@ def plan_vae(source: WeightSource, kind: str = "video-vae") -> Plan:
     plan = Plan(kind, [component])
     plan.ignored = {name: "kept in config.json" for name in ("scale", "shift") if name in names}
     return plan
-
-
-def current_name(name: str) -> str:
-    """The name that today's diffusers gives a parameter of an autoencoder."""
-    match = re.fullmatch(r"(.*\.attentions\.\d+\.)(query|key|value|proj_attn)(\..*)", name)
-    return name if match is None else match.group(1) + _OLD_ATTENTION[match.group(2)] + match.group(3)
 
 
 def linear_from_convolution(

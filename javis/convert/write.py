@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import javis
+from javis.component_files import put_in_place
 from javis.console import one_line
 from javis.convert.plan import Component, Plan
 from javis.convert.read import WeightSource
@@ -180,7 +181,7 @@ def staged(folder: Path, names: list[str]) -> Iterator[dict[str, Path]]:
             place.mkdir()
         yield places
         for name, place in places.items():
-            _replace(place, folder / name)
+            put_in_place(place, folder / name)
     except BaseException as error:
         for place in places.values():
             shutil.rmtree(place, ignore_errors=True)
@@ -195,21 +196,6 @@ def staged(folder: Path, names: list[str]) -> Iterator[dict[str, Path]]:
                 "try again"
             ) from error
         raise
-
-
-def _replace(new: Path, place: Path) -> None:
-    """Put ``new`` in the place of the folder ``place``; what was there is removed last."""
-    if not place.exists():
-        new.rename(place)
-        return
-    old = place.with_name(f".{place.name}-{secrets.token_hex(4)}.old")
-    place.rename(old)
-    try:
-        new.rename(place)
-    except OSError:
-        old.rename(place)
-        raise
-    shutil.rmtree(old)
 
 
 def leftovers(folder: Path) -> list[str]:

@@ -6,7 +6,7 @@ does not change what is computed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -230,19 +230,30 @@ class VideoDecoder:
 
 
 def decode_frames(
-    codec: Any, latents: Tensor, frames: int, keep: int, options: DecodeOptions | None = None
+    codec: Any,
+    latents: Tensor,
+    frames: int,
+    keep: int,
+    options: DecodeOptions | None = None,
+    *,
+    take: Callable[[int, Iterable[Tensor]], np.ndarray] | None = None,
 ) -> np.ndarray:
     """Latents [B, C, T, H, W] of ``frames`` frames -> the first ``keep`` of them, uint8 [B, keep, H, W, 3].
 
     By `VideoDecoder` where the codec is one over `AutoencoderKL`, by the codec's own ``decode`` where it is another.
+
+    ``take``: called with the number of each sample and its frames, chunk by chunk as they are decoded, uint8
+    [n, H, W, 3] in main memory; returns them all.
     """
+    join = take or (lambda number, chunks: torch.cat(list(chunks)).numpy())
     if hasattr(codec, "temporal_vae"):
         decoder = VideoDecoder(codec, options)
-        return np.stack([torch.cat(list(decoder.stream(one, frames, keep=keep))).numpy() for one in latents])
+        return np.stack([join(i, decoder.stream(one, frames, keep=keep)) for i, one in enumerate(latents)])
     with torch.no_grad():
         video = codec.decode(latents, frames)[:, :, :keep]
         pixels = ((video.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return pixels.permute(0, 2, 3, 4, 1).cpu().numpy()
+    pixels = pixels.permute(0, 2, 3, 4, 1).cpu()
+    return pixels.numpy() if take is None else np.stack([take(i, [one]) for i, one in enumerate(pixels)])
 
 
 def attempt(call: Callable[[], Tensor]) -> Tensor | None:

@@ -103,14 +103,15 @@ class ParallelJavisDiT(nn.Module):
         """
         share = self._share(condition, len(video), tuple(video.shape[2:]), tuple(audio.shape[2:]))
         row, patches = share.row, (self.config.video_patch[0], self.config.audio_patch[0])
-        masks = {}
+        masks, streams = {}, {}
         for name, shard, mask, latents, patch in (
             ("video", share.video, video_mask, video, patches[0]),
             ("audio", share.audio, audio_mask, audio, patches[1]),
         ):
             tokens = _frame_mask(mask, len(video), latents.shape[2], patch)  # checks it, too
-            self._streams[name] = (shard, None if tokens is None else tokens[row])
+            streams[name] = (shard, None if tokens is None else tokens[row])
             masks[f"{name}_mask"] = None if mask is None else mask[row, shard.latents]
+        self._streams = streams  # from here on the hooks exchange tokens
         try:
             out = self.model.denoise(
                 video[row, :, share.video.latents],
@@ -119,13 +120,17 @@ class ParallelJavisDiT(nn.Module):
                 share.condition,
                 end=None if end is None else end[row],
                 **masks,
+                end=None if end is None else end[row],
             )
         finally:
-            self._streams.clear()
+            self._streams = {}
         return Velocity(self._whole(out.video, share.video, share), self._whole(out.audio, share.audio, share))
 
     def forward(self, *args: Any, **kwargs: Any) -> Velocity:
-        raise NotImplementedError("call condition once per clip, then denoise in every step")
+        """Refused: this model is for sampling, where conditioning is done once per clip."""
+        raise UsageError(
+            "a model on several processes samples only; call condition once per clip, then denoise in every step"
+        )
 
     # -- who does what ------------------------------------------------------------------------------------------------
 

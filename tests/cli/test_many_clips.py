@@ -256,6 +256,17 @@ def test_one_clip_needs_its_processes_to_work_together(
     assert pipe.calls == []
 
 
+@pytest.mark.parametrize("option", ["--cfg-parallel", "--seq-parallel"])
+def test_processes_that_make_a_clip_together_have_no_graphs(
+    pipe: RenderingPipeline, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    """With guidance shared, each would have replayed all of the model by itself, and nobody would have noticed."""
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["sample", "a red ball", "--cuda-graphs", option, "2"]) == 2
+    assert "--cuda-graphs cannot be used with --cfg-parallel or --seq-parallel" in capsys.readouterr().err
+
+
 def test_shares_of_groups() -> None:
     rows = list(range(10))
     shares = [Share(Rank(rank, 8), 2, 2) for rank in range(8)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -131,3 +132,101 @@ def test_the_options_reach_the_pipeline(
         "source": "demo", "device": "cpu", "dtype": torch.bfloat16, "residency": "offload"
     }  # fmt: skip
     assert pipe.calls[0]["negative_prompt"] == "a blue box"
+
+
+# -- the file is written while the clip is decoded ---------------------------------------------------------------------
+
+ROWS = "id,text,seed,seconds\na,rain,3,0.2\nb,a dog barks,4,0.2\n"
+
+
+def many(saved: Path) -> tuple[str, ...]:
+    Path("many.csv").write_text(ROWS)
+    return ("--prompts", "many.csv", "--out", "many", "--checkpoint", str(saved), "--device", "cpu", "--steps", "1")
+
+
+def test_the_mp4_is_that_of_all_frames_at_once(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("javis.clip_files.write_clip", None)  # would write it again
+        assert run(*many(saved)) == 0
+    pipe = JavisPipeline.from_pretrained(saved, device="cpu")
+    clips = pipe(["rain", "a dog barks"], seed=[3, 4], seconds=0.2, steps=1)
+    for index, name in enumerate("ab"):
+        expected = clips.save(tmp_path / "expected.mp4", index).read_bytes()
+        assert (tmp_path / "many" / f"{name}.mp4").read_bytes() == expected
+        facts = json.loads((tmp_path / "many" / f"{name}.json").read_text())
+        assert (facts["frames"], facts["samples"]) == (clips.video.shape[1], clips.audio.shape[1])
+    (tmp_path / "expected.mp4").unlink()
+    assert {f for f in files(tmp_path) if ".part" in f} == set()
+
+
+def test_frames_are_written_before_all_are_decoded(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One frame a chunk; the hidden file is open while later frames are still to be decoded."""
+    from javis import media
+    from javis.decode import DecodeOptions, VideoDecoder
+
+    monkeypatch.chdir(tmp_path)
+    log: list[str] = []
+    stream, convert = VideoDecoder.stream, media._video_frame
+
+    def frame_by_frame(decoder: VideoDecoder, *args: Any, **options: Any) -> Any:
+        decoder.options = DecodeOptions(frames_at_once=1)
+        for number, chunk in enumerate(stream(decoder, *args, **options)):
+            log.append("decoded")
+            yield chunk
+            if number == 3:  # the encoder has its own thread: wait for it to have done something
+                for _ in range(1000):
+                    if "encoded" in log:
+                        break
+                    time.sleep(0.01)
+
+    def converted(*args: Any) -> Any:
+        log.append("encoded")
+        return convert(*args)
+
+    monkeypatch.setattr(VideoDecoder, "stream", frame_by_frame)
+    monkeypatch.setattr(media, "_video_frame", converted)
+    options = ("--checkpoint", str(saved), "--device", "cpu", "--steps", "1", "--seconds", "0.5", "--out", "a.mp4")
+    assert run("rain", *options) == 0
+    assert log.count("decoded") == log.count("encoded") == 12
+    assert log.index("encoded") < len(log) - 1 - log[::-1].index("decoded")
+
+
+def test_an_encoder_that_fails_costs_its_clip_alone(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from javis import media
+    from javis.errors import FailedError
+
+    monkeypatch.chdir(tmp_path)
+    calls: list[int] = []
+    add, call = media._Mp4.add_frames, JavisPipeline.__call__
+
+    def add_frames(file: Any, video: Any) -> None:
+        if ".a." in str(file.file):
+            raise FailedError("writing a.mp4 failed: No space left on device")
+        add(file, video)
+
+    def counted(pipe: JavisPipeline, prompts: Any, **options: Any) -> Any:
+        calls.append(len(prompts))
+        return call(pipe, prompts, **options)
+
+    monkeypatch.setattr(media._Mp4, "add_frames", add_frames)
+    monkeypatch.setattr(JavisPipeline, "__call__", counted)
+    assert run(*many(saved)) == 1
+    assert "line 2: writing a.mp4 failed: No space left" in capsys.readouterr().err
+    assert calls == [2], "what was sampled is not sampled again for that"
+    assert files(tmp_path / "many") == {"b.mp4", "b.png", "b.json", "_skipped.json"}
+
+
+def test_an_interruption_leaves_no_hidden_files(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("javis.contact_sheet.contact_sheet", interrupted)
+    assert run(*many(saved)) != 0
+    assert files(tmp_path) == {"many.csv"}

@@ -38,6 +38,7 @@ class Case:
     dtype: torch.dtype = torch.float64
     tolerance: float = 1e-10
     alone: bool = False
+    ends: bool = False  # the step's end is an input
 
     def model(self) -> JavisDiT:
         model = JavisDiT(small_config(**self.changes), ModelOps.fused() if self.fused else None).eval()
@@ -60,6 +61,8 @@ class Case:
 
     def inputs(self, seed: int = 0) -> tuple[dict[str, Tensor], dict[str, Any]]:
         noisy, told = make_inputs(small_config(**self.changes), self.batch, self.sizes, seed)
+        if self.ends:  # another one for each sample
+            noisy["end"] = noisy["timestep"] * torch.linspace(0.2, 0.8, self.batch)
         return {name: value.to(self.dtype) for name, value in noisy.items()}, told
 
     def run(self, model: Model) -> tuple[Tensor, Tensor]:
@@ -108,6 +111,7 @@ CASES: dict[str, Case] = {
     "cfg of three": Case(cfg=2, seq=1, batch=3),  # halves of unequal size
     "cfg and seq": Case(cfg=2, seq=2, sampled=True, batch=4),
     "cfg and seq masked": Case(cfg=2, seq=2, sampled=True, masked=True),
+    "end of the step": Case(cfg=2, seq=2, changes={"step_input": True}, ends=True),
     "sampled 4": Case(seq=4, sampled=True, masked=True),
 }
 

@@ -13,7 +13,7 @@ from javis.kernels.ops.bidirectional_attention.lse import bidirectional_attentio
 from javis.kernels.ops.bidirectional_attention.reference import bidirectional_attention_ref
 from javis.kernels.testing import assert_within_budget
 from javis.kernels.triton_support import HAS_TRITON
-from javis.parallel import Rank, rank_from_env
+from javis.parallel import ParallelJavisDiT, Rank, rank_from_env
 from javis.parallel.bidirectional import combine
 from javis.parallel.collectives import span, split_sizes
 from javis.parallel.ranks import clip_groups
@@ -43,6 +43,11 @@ def test_latent_frames_go_with_their_frame_of_tokens(length: int, patch: int, pl
         assert [shard.latent_sizes, shard.frames] == [shards[0].latent_sizes, shards[0].frames]
         held = range(shard.latents.start, shard.latents.stop)
         assert list(held) == [i for i in range(length) if owner[i // patch] == rank]
+
+
+def test_a_model_on_several_processes_is_not_for_training() -> None:
+    with pytest.raises(UsageError, match="samples only; call condition once per clip, then denoise"):
+        ParallelJavisDiT.forward(None)  # type: ignore[arg-type]
 
 
 # -- one softmax from several parts -----------------------------------------------------------------------------------

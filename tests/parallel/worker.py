@@ -63,6 +63,10 @@ def refusals() -> dict[str, str]:
         together.denoise(**noisy | {"video": noisy["video"][:, :, 1:]}, condition=condition)
     except ValueError as error:
         said["other sizes"] = f"{type(error).__name__}: {error}"
+    try:
+        together.denoise(**noisy, condition=condition, audio_mask=torch.ones(1, 1))
+    except ValueError as error:
+        said["bad mask"] = f"{len(together._streams)} streams left: {error}"
     return said
 
 

@@ -199,6 +199,21 @@ def test_a_failed_capture_says_why() -> None:
         graphs.denoise(**noisy, condition=condition)
 
 
+def test_the_end_of_the_step_is_copied_in() -> None:
+    """Of a student that takes it as input: a graph that kept the first end would make every later step wrong."""
+    model = small_model(step_input=True)
+    noisy, condition = conditions(model)
+    graphs, recorder = graphed(model)
+    with torch.no_grad():
+        found = []
+        for share in (0.9, 0.1):
+            told = noisy | {"end": share * noisy["timestep"]}
+            actual, expected = graphs.denoise(**told, condition=condition), model.denoise(**told, condition=condition)
+            assert all(torch.equal(a, e) for a, e in zip(actual, expected, strict=True))
+            found.append(actual.video)
+    assert not torch.equal(*found) and recorder.captures == 1
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_a_gpu() -> None:
