@@ -8,6 +8,7 @@ Every figure in the documentation comes from such a row; nothing is typed by han
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import median
@@ -334,6 +335,8 @@ def fp8_section(rows: list[Row]) -> str:
 
 def page(rows: list[Row]) -> str:
     """The whole page."""
+    from benchmarks.steps_tables import steps_section
+
     benches = {
         name: [row for row in rows if row.get("bench") == name]
         for name in (
@@ -353,6 +356,7 @@ def page(rows: list[Row]) -> str:
         (
             HEAD.format(gpu="" if any(row.get("cuda") for row in rows) else " Nothing here was measured on a GPU."),
             eval_section([row for row in rows if row.get("kind") == "eval_world"]),
+            steps_section([row for row in rows if str(row.get("kind")).startswith("eval_steps")], table, where),
             sampling_section(benches["sample_clip"]),
             noise_section(benches["noise_levels"]),
             world_section(benches["world_speed"]),
@@ -369,6 +373,7 @@ def page(rows: list[Row]) -> str:
 
 
 def main() -> None:
+    sys.path.insert(0, str(ROOT))  # this file may be run as a script
     text = page(read_rows(ROOT / "benchmarks" / "results"))
     (ROOT / "docs" / "benchmarks.md").write_text(text, encoding="utf-8")
 

@@ -151,6 +151,12 @@ def _eval_world() -> tuple[type, Run]:
     return EvalWorldArgs, main
 
 
+def _eval_steps() -> tuple[type, Run]:
+    from javis.eval.steps_command import EvalStepsArgs, main
+
+    return EvalStepsArgs, main
+
+
 def _bench_kernels() -> tuple[type, Run]:
     from rich.console import Console
 
@@ -178,6 +184,7 @@ COMMANDS: dict[str, Command] = {
     "train distill": Command("few-step students of a checkpoint", _train_distill),
     "eval sync": Command("how well picture and sound agree, for a folder of clips", _eval_sync),
     "eval world": Command("score a checkpoint on held-out prompts of the synthetic world", _eval_world),
+    "eval steps": Command("quality against steps on held-out prompts, teacher and student", _eval_steps),
     "bench kernels": Command("microbenchmarks of the ops", _bench_kernels),
 }
 

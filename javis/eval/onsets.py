@@ -83,7 +83,7 @@ def audio_onsets(audio: np.ndarray | Sound, sample_rate: int, *, min_gap: float 
 
     ``audio`` is float [N] in [-1, 1].
     """
-    total = np.sqrt((_rise(Sound.of(audio, sample_rate).banded) ** 2).sum(axis=1))
+    total = np.sqrt((band_rise(Sound.of(audio, sample_rate).banded) ** 2).sum(axis=1))
     return [AudioEvent(time - BIAS[None], height, None) for time, height in _peaks(total, 0.0, min_gap)]
 
 
@@ -113,7 +113,7 @@ def source_onsets(
     average = sound.magnitude.mean(axis=0)
     dictionaries = [_dictionary(clauses[i], sample_rate, average, sound.frequencies) for i in heard]
     levels = _unmix(sound.banded, dictionaries)
-    rises = [_rise(level[:, None])[:, 0] for level in levels]
+    rises = [band_rise(level[:, None])[:, 0] for level in levels]
     loudest = max(float(rise.max(initial=0.0)) for rise in rises)
     found = [
         AudioEvent(time - BIAS[timbre_of(clauses[index])], height, index)
@@ -136,7 +136,7 @@ def nominal_pitch(timbre: str, size: str, shape: str | None) -> float:
 # --- rises and peaks ----------------------------------------------------------------------------------------------
 
 
-def _rise(levels: np.ndarray) -> np.ndarray:
+def band_rise(levels: np.ndarray) -> np.ndarray:
     """Rise of ``levels`` [frames, K] from ``LAG`` hops before to ``LAG`` hops after each frame.
 
     The level before counts ``LOUDER`` times: a tone that wavers is not struck again. The last frames, whose spectra
