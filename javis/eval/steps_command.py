@@ -47,7 +47,7 @@ class EvalStepsArgs:
     audio_guidance: float | None = None
     """The same of the sound (default: --guidance if given, else the checkpoint's)."""
     option: tuple[str, ...] = ()
-    """Further arguments of the pipeline's call as NAME=VALUE, VALUE in JSON: --option seconds=1.5"""
+    """More arguments of the pipeline's call, values in JSON: --option uncond_every=2 guidance_interval=[300,950]"""
     batch_size: int = 8
     """Clips generated together."""
     alone: int = 3

@@ -231,7 +231,7 @@ def _call(pipe: Any, setting: Setting, chosen: Sequence[Prompt]) -> Any:
 
 
 def _used(batch: Any) -> dict[str, Any]:
-    names = ("steps", "guidance", "audio_guidance", "order", "solver", "variant")
+    names = ("steps", "guidance", "audio_guidance", "order", "options")
     return {name: getattr(batch, name) for name in names if getattr(batch, name, None) is not None}
 
 
@@ -292,9 +292,13 @@ def check_options(pipe: Any, options: Mapping[str, Any]) -> None:
     Raises:
         UsageError: names the option.
     """
+    from javis.sampler_options import SamplerKeywords
+
     known = inspect.signature(pipe.__call__).parameters
-    kept = {"prompt", "seed", "steps", "batch_size", "variant", "progress", "callback_on_step_end", "generator"}
+    able = {name for name, parameter in known.items() if parameter.kind == parameter.KEYWORD_ONLY}
+    if any(parameter.kind == parameter.VAR_KEYWORD for parameter in known.values()):
+        able |= set(SamplerKeywords.__annotations__)
+    able -= {"seed", "audio_seed", "generator", "steps", "batch_size", "variant", "progress", "callback_on_step_end"}
     for name in options:
-        if name in kept or (name not in known and not any(p.kind == p.VAR_KEYWORD for p in known.values())):
-            able = ", ".join(n for n, p in known.items() if n not in kept and p.kind == p.KEYWORD_ONLY)
-            raise UsageError(f"the pipeline takes no option {name!r} here; expected some of {able}")
+        if name not in able:
+            raise UsageError(f"the pipeline takes no option {name!r} here; expected some of {', '.join(sorted(able))}")

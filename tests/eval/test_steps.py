@@ -14,7 +14,16 @@ import pytest
 from javis import cli
 from javis.errors import UsageError
 from javis.eval.stats import Ratio
-from javis.eval.steps_points import MeasuredClip, Point, PointFile, Setting, counted_forwards, make_point, points_in
+from javis.eval.steps_points import (
+    MeasuredClip,
+    Point,
+    PointFile,
+    Setting,
+    check_options,
+    counted_forwards,
+    make_point,
+    points_in,
+)
 from javis.eval.steps_prompts import Prompt, prompts
 from javis.eval.steps_report import bars, compare, f1_of, row_of
 from javis.eval.world_report import Measured, generated_clips, held_out_scenes, measure, summarise
@@ -177,11 +186,15 @@ def test_forwards_are_counted_in_the_model() -> None:
     pipe = JavisPipeline.from_pretrained("demo")
     for guidance, expected in ((2.0, 2 * 2 * 2), (1.0, 2 * 2)):
         with counted_forwards() as count:
-            pipe(["a red ball flashes on the left"] * 2, seed=1, steps=2, guidance=guidance, seconds=0.5)
+            batch = pipe(["a red ball flashes on the left"] * 2, seed=1, steps=2, guidance=guidance, seconds=0.5)
         assert count[0] == pytest.approx(expected)
+        assert batch.forwards == expected / 2  # what the sampler itself has counted, per clip
     with counted_forwards() as count:
         pass
     assert count == [0.0]
+    check_options(pipe, {"solver": "ab2", "guidance_interval": [300, 900], "order": "together"})
+    with pytest.raises(UsageError, match=r"no option 'speed' here; expected some of .*solver"):
+        check_options(pipe, {"speed": 2})
 
 
 # -- figures, differences and bars ------------------------------------------------------------------------------------
