@@ -120,7 +120,6 @@ class ParallelJavisDiT(nn.Module):
                 share.condition,
                 end=None if end is None else end[row],
                 **masks,
-                end=None if end is None else end[row],
             )
         finally:
             self._streams = {}
