@@ -62,7 +62,7 @@ class DemoTrainConfig:
         (9750, 3.0, 1.3),
         (12400, 4.0, 1.3),
     )
-    sampling_ratio: float = 4.0  # shift of the timesteps in sampling
+    sampling_ratio: float = 9.0  # shift of the timesteps in sampling
     condition_dropout: float = 0.1  # share of samples trained without caption and priors
     caption_full: float = 0.5  # share of samples with the full caption; the rest lacks attribute words
     save_every: int = 250  # steps
