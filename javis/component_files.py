@@ -246,19 +246,26 @@ def write_weights(folder: Path, stem: str, state: Mapping[str, Tensor], max_shar
     )
 
 
-def put_in_place(new: Path, place: Path) -> None:
-    """Rename the folder ``new`` to ``place``. What was there is removed last, and comes back if the renaming fails."""
-    if not place.exists():
-        new.rename(place)
-        return
-    old = place.with_name(f".{place.name}-{secrets.token_hex(4)}.old")
-    place.rename(old)
+def put_in_place(folders: Mapping[Path, Path]) -> None:
+    """Rename folders (new -> place), all or none. What was there is removed last, and comes back if one fails."""
+    moved: list[tuple[Path, Path, Path | None]] = []
     try:
-        new.rename(place)
+        for new, place in folders.items():
+            old = place.with_name(f".{place.name}-{secrets.token_hex(4)}.old") if place.exists() else None
+            if old is not None:
+                place.rename(old)
+            moved.append((new, place, old))
+            new.rename(place)
     except BaseException:
-        old.rename(place)
+        for new, place, old in reversed(moved):
+            if place.exists():
+                place.rename(new)
+            if old is not None:
+                old.rename(place)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    for _, _, old in moved:
+        if old is not None:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

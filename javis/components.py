@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 INDEX = "model_index.json"
 CLIP = {"fps": 24, "resolution": "240p", "ratio": "9:16", "seconds": 2.0, "sample_rate": 16000}
 SAMPLING = {"steps": 30, "guidance": 7.0, "order": "together"}
+_TOLD = (".json", ".safetensors", ".txt", ".model")  # what a checkpoint consists of
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -78,9 +79,7 @@ def resolve(source: str, revision: str | None = None) -> Path | None:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(
-            snapshot_download(source, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"])
-        )
+        return Path(snapshot_download(source, revision=revision, allow_patterns=[f"*{suffix}" for suffix in _TOLD]))
     except (OSError, ValueError, RuntimeError) as error:  # no network, no such id or revision, offline mode
         raise UsageError(
             f"checkpoint {source!r}: there is no such folder here, and the hub does not give it ({one_line(error)}); "
@@ -127,10 +126,10 @@ def load(
 
 
 def folder_fingerprint(folder: Path) -> str:
-    """Digest of a checkpoint folder: of all json files, and of size, first and last MiB of all weights."""
+    """Digest of a checkpoint folder: of size, first and last MiB of configurations, vocabularies and weights."""
     digest = hashlib.sha256()
     for path in sorted((folder, *(p for p in folder.iterdir() if p.is_dir()))):
-        for file in sorted(f for f in path.iterdir() if f.suffix in (".json", ".safetensors")):
+        for file in sorted(f for f in path.iterdir() if f.suffix in _TOLD):
             digest.update(str(file.relative_to(folder)).encode())
             with file.open("rb") as content:
                 size = content.seek(0, 2)
@@ -289,7 +288,7 @@ def save(pipe: JavisPipeline, folder: Path, *, overwrite: bool = False) -> Path:
             _write_components(pipe, fresh)
         else:
             write_demo(fresh, pipe.components, pipe.description)
-        put_in_place(fresh, folder)
+        put_in_place({fresh: folder})
     except PermissionError as error:
         raise UsageError(f"cannot write {folder}: {one_line(error)}; choose a place that can be written") from error
     finally:

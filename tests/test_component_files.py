@@ -67,23 +67,28 @@ def test_random_modules_leave_the_global_generator_alone() -> None:
 def test_a_folder_that_cannot_be_replaced_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    new, place, rename = tmp_path / "new", tmp_path / "place", Path.rename
-    for folder in (new, place):
+    """Of three folders the last fails: neither the one that was replaced nor the one that was new is seen then."""
+    rename, moves = Path.rename, {tmp_path / f"new-{name}": tmp_path / name for name in "abc"}
+    for folder in (*moves, tmp_path / "a", tmp_path / "c"):
         folder.mkdir()
         (folder / "name").write_text(folder.name)
 
     def fail(path: Path, target: Path) -> Path:
-        if path == new:
+        if path.name == "new-c":
             raise error
         return rename(path, target)
 
+    def there() -> dict[str, str]:
+        return {p.name: (p / "name").read_text() for p in tmp_path.iterdir()}
+
+    before = there()
     monkeypatch.setattr(Path, "rename", fail)
     with pytest.raises(type(error)):
-        put_in_place(new, place)
-    assert (place / "name").read_text() == "place" and {p.name for p in tmp_path.iterdir()} == {"new", "place"}
+        put_in_place(moves)
+    assert there() == before
     monkeypatch.undo()
-    put_in_place(new, place)
-    assert (place / "name").read_text() == "new" and [p.name for p in tmp_path.iterdir()] == ["place"]
+    put_in_place(moves)
+    assert there() == {name: f"new-{name}" for name in "abc"}
 
 
 PEAK = """

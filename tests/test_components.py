@@ -171,6 +171,16 @@ def test_an_index_may_leave_the_defaults_out(copied: Path) -> None:
     assert (pipe.frame_size, pipe.fps) == ((240, 426), 24)
 
 
+def test_another_vocabulary_is_another_checkpoint(copied: Path) -> None:
+    """Clips are known as finished by the checkpoint they were made with."""
+    found = {folder_fingerprint(copied)}
+    for name in ("tokenizer/spiece.model", "prior_text_encoder/merges.txt", "text_encoder/model.safetensors"):
+        (copied / name).write_bytes(b"other")
+        found.add(folder_fingerprint(copied))
+    (copied / "transformer" / "notes.md").write_text("mine")
+    assert len(found | {folder_fingerprint(copied)}) == 4
+
+
 # -- saving -----------------------------------------------------------------------------------------------------------
 
 

@@ -180,8 +180,7 @@ def staged(folder: Path, names: list[str]) -> Iterator[dict[str, Path]]:
         for place in places.values():
             place.mkdir()
         yield places
-        for name, place in places.items():
-            put_in_place(place, folder / name)
+        put_in_place({place: folder / name for name, place in places.items()})
     except BaseException as error:
         for place in places.values():
             shutil.rmtree(place, ignore_errors=True)

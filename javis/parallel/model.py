@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 class _Share:
     """What of a batch of clips this rank computes."""
 
-    rows: list[int]  # samples of each rank of "cfg"
+    rows: list[int]  # samples of each rank of "cfg"; one entry: each has all of them
     row: slice  # this rank's
     video: Shard
     audio: Shard
@@ -80,8 +80,18 @@ class ParallelJavisDiT(nn.Module):
         return self.model.null_prior
 
     def condition(self, *args: Any, **kwargs: Any) -> Conditioning:
-        """:meth:`JavisDiT.condition` of all clips, on every process."""
-        return self.model.condition(*args, **kwargs)
+        """:meth:`JavisDiT.condition` of all clips, on every process.
+
+        Raises:
+            UsageError: fewer samples than ranks of "cfg".
+        """
+        made = self.model.condition(*args, **kwargs)
+        if len(made.fps) < self.cfg.size():
+            raise UsageError(
+                f"{self.cfg.size()} processes share the halves of guidance, but there is {len(made.fps)} sample; "
+                "without guidance use one"
+            )
+        return made
 
     @torch.no_grad()
     def denoise(
@@ -97,8 +107,10 @@ class ParallelJavisDiT(nn.Module):
     ) -> Velocity:
         """:meth:`JavisDiT.denoise`, with the same arguments and results, computed together.
 
+        Fewer samples than ranks of "cfg" (a step without guidance, outside its interval) are computed by all of those.
+
         Raises:
-            UsageError: fewer samples than ranks of "cfg", or fewer frames or places than ranks of "seq".
+            UsageError: fewer frames or places than ranks of "seq".
             ValueError: as from the model.
         """
         share = self._share(condition, len(video), tuple(video.shape[2:]), tuple(audio.shape[2:]))
@@ -142,13 +154,9 @@ class ParallelJavisDiT(nn.Module):
             )
         if self._last is not None and self._last[0]() is condition:
             return self._last[1]
-        if batch < self.cfg.size():
-            raise UsageError(
-                f"{self.cfg.size()} processes share the halves of guidance, but there is {batch} sample; without "
-                "guidance use one"
-            )
-        rows = split_sizes(batch, self.cfg.size())
-        row = span(rows, self.cfg.rank())
+        alone = batch < self.cfg.size()
+        rows = [batch] if alone else split_sizes(batch, self.cfg.size())
+        row = span(rows, 0 if alone else self.cfg.rank())
         shards = {
             "video": self._shard("video", video, self.model.embed.video.grid(video), True),
             "audio": self._shard("audio", audio, self.model.embed.audio.grid(audio), self.shard_audio),

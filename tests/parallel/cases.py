@@ -14,6 +14,7 @@ from javis.model.dit import JavisDiT
 from javis.model.ops import ModelOps
 from javis.parallel import ParallelJavisDiT
 from javis.sample import Guidance, sample
+from javis.sample.guidance import GuidancePlan
 from tests.model.small import MODES, make_inputs, small_config
 
 # Nothing divides: 5 frames x 6 places of video tokens, 5 x 5 of audio (18 latents in patches of 4, the last one cut).
@@ -39,6 +40,7 @@ class Case:
     tolerance: float = 1e-10
     alone: bool = False
     ends: bool = False  # the step's end is an input
+    plan: GuidancePlan | None = None
 
     def model(self) -> JavisDiT:
         model = JavisDiT(small_config(**self.changes), ModelOps.fused() if self.fused else None).eval()
@@ -85,6 +87,7 @@ class Case:
             timesteps(3).to(self.dtype),
             guidance=Guidance(3.0, 2.0),
             draw_noise=draw,
+            plan=self.plan,
             **masks,
         )
 
@@ -111,6 +114,9 @@ CASES: dict[str, Case] = {
     "cfg of three": Case(cfg=2, seq=1, batch=3),  # halves of unequal size
     "cfg and seq": Case(cfg=2, seq=2, sampled=True, batch=4),
     "cfg and seq masked": Case(cfg=2, seq=2, sampled=True, masked=True),
+    # Steps of one sample between those of two: outside of the interval, and where the other half is used again.
+    "guided now and then": Case(cfg=2, seq=2, sampled=True, plan=GuidancePlan(interval=(0, 800))),
+    "half used again": Case(cfg=2, seq=1, sampled=True, plan=GuidancePlan(every=2)),
     "end of the step": Case(cfg=2, seq=2, changes={"step_input": True}, ends=True),
     "sampled 4": Case(seq=4, sampled=True, masked=True),
 }
