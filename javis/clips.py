@@ -87,6 +87,11 @@ def main(args: SampleArgs) -> int:
         if scale is not None and not 0 <= scale <= MAX_GUIDANCE:  # refuses NaN, too
             raise UsageError(f"{name} must be between 0 and {MAX_GUIDANCE:g} (1 = none), got {scale}")
     check_ranges(args.sampler.given())
+    if args.cfg_parallel > 1 and (args.sampler.guidance_interval is not None or (args.sampler.uncond_every or 1) > 1):
+        raise UsageError(
+            "--cfg-parallel 2 shares out the halves of guidance, and with --guidance-interval or --uncond-every there is "
+            "often but one; use --seq-parallel, or leave these out"
+        )
     if not 1 <= args.batch_size <= 1024:
         raise UsageError(f"batch size must be a whole number from 1 to 1024, got {args.batch_size}")
     share = Share(rank_from_env(), args.cfg_parallel, args.seq_parallel)

@@ -133,6 +133,7 @@ def test_seeds_of_the_sound_in_a_csv_file(tmp_path: Path) -> None:
         (["--audio-seed", "-1"], "audio seed -1 is unusable"),
         (["--steps", "4", "--audio-steps", "4", "--order", "sound_first"], "audio_steps must be fewer"),
         (["--steps", "4", "--schedule", "fitted"], "no fitted timesteps"),
+        (["--cfg-parallel", "2", "--uncond-every", "2"], "--cfg-parallel 2 shares out the halves"),
     ],
 )
 def test_bad_flags_are_one_line_and_code_2(
@@ -169,7 +170,8 @@ def test_forwards_are_what_the_model_was_asked(pipeline: JavisPipeline, monkeypa
         clips = pipeline([PROMPT] * 3, batch_size=2, **QUICK | {"order": "sound_first"} | options)
         assert clips.forwards == forwards, options
         assert sum(seen) == 3 * forwards, options
-        assert clips.options == {k: list(v) if isinstance(v, tuple) else v for k, v in options.items() if k not in ("guidance", "order")}  # fmt: skip
+        recorded = {name: value for name, value in options.items() if name not in ("guidance", "order")}
+        assert clips.options == json.loads(json.dumps(recorded)), options
 
 
 def test_the_default_is_what_it_was(pipeline: JavisPipeline) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from javis.errors import FailedError, UsageError
 from javis.flow import timesteps
 from javis.model.dit import Conditioning, JavisDiT, Velocity
-from javis.sample import Guidance, sample, sample_in_order
+from javis.sample import Guidance, GuidancePlan, sample, sample_in_order
 from javis.sample.graph import CudaGraphs, GraphedDenoiser
 from tests.model.small import frame_masks, make_inputs, small_config, small_model
 
@@ -71,6 +71,32 @@ def test_sampling_gives_the_same_bits(guided: bool) -> None:
             assert all(torch.equal(a, e) for a, e in zip(actual, expected, strict=True))
             assert actual[0].isfinite().all()
     assert (recorder.captures, recorder.replays) == (1, 12)
+
+
+def test_guidance_in_an_interval_has_a_graph_for_each_half() -> None:
+    """Timesteps 1000, 800, ... 200: both halves, the conditional one, both, the conditional one, and it again."""
+    model = small_model()
+    graphs, recorder = graphed(model)
+    for seed in (0, 1):
+        noisy, condition = conditions(model, batch=4, seed=seed)
+        start = (noisy["video"][:2], noisy["audio"][:2], condition, timesteps(5))
+        options: dict[str, Any] = {
+            "guidance": Guidance(5.0, 3.0), "plan": GuidancePlan(interval=(300, 1000), every=2), "solver": "ab2",
+        }  # fmt: skip
+        expected = sample(model, *start, **options)
+        actual = sample(graphs, *start, **options)
+        assert all(torch.equal(a, e) for a, e in zip(actual, expected, strict=True))
+    assert (recorder.captures, recorder.replays) == (2, 10)
+
+
+def test_the_end_of_a_step_reaches_the_graph() -> None:
+    model = small_model(step_input=True)
+    graphs, recorder = graphed(model)
+    noisy, condition = conditions(model)
+    start = (noisy["video"], noisy["audio"], condition, timesteps(4))
+    expected = sample(model, *start)
+    assert all(torch.equal(a, e) for a, e in zip(sample(graphs, *start), expected, strict=True))
+    assert (recorder.captures, recorder.replays) == (1, 4)
 
 
 def test_masks_and_the_sound_first() -> None:
