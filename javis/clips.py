@@ -89,8 +89,8 @@ def main(args: SampleArgs) -> int:
     check_ranges(args.sampler.given())
     if args.cfg_parallel > 1 and (args.sampler.guidance_interval is not None or (args.sampler.uncond_every or 1) > 1):
         raise UsageError(
-            "--cfg-parallel 2 shares out the halves of guidance, and with --guidance-interval or --uncond-every there is "
-            "often but one; use --seq-parallel, or leave these out"
+            "--cfg-parallel 2 shares out the halves of guidance, and with --guidance-interval or --uncond-every there "
+            "is often but one; use --seq-parallel, or leave these out"
         )
     if not 1 <= args.batch_size <= 1024:
         raise UsageError(f"batch size must be a whole number from 1 to 1024, got {args.batch_size}")
@@ -305,12 +305,19 @@ def _usable(
     Raises:
         UsageError: it can make none of them, and these are all there are (``only``).
     """
+    from javis.generation import sampler_of
+
     usable = []
+    options = args.sampler.given()
     for request in requests:
         try:
             pipe.captions([request.prompt])
             if request.seconds is not None:
                 pipe.frames_of(request.seconds)
+            if options:
+                sampling = pipe.description["sampling"]
+                steps = sampling["steps"] if request.steps is None else request.steps
+                sampler_of(sampling, options, steps=steps, order=args.order or sampling.get("order", "together"))
             usable.append(request)
         except UsageError as error:
             if request.line is None or skipped is None:

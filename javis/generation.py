@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
@@ -15,7 +15,9 @@ from javis.errors import UsageError
 from javis.frame_size import FrameSize, frame_size
 from javis.model.codecs import VideoCodec
 from javis.requests import MAX_PROMPT, MAX_STEPS
-from javis.sample import Guidance, GuidancePlan, Order
+from javis.sample import Guidance, GuidancePlan, Order, parts
+from javis.sample.schedules import FITTED, fitted_timesteps, has_fit
+from javis.sample.solvers import intervals
 from javis.sampler_options import SamplerKeywords, SamplerOptions, check_sampler
 
 Ablation = Literal["prior", "bidirectional"]
@@ -111,8 +113,25 @@ def check_settings(
         size=size,
         ablate=named,
         batch_size=batch_size,
-        sampler=check_sampler(given, defaults, steps=steps, order=order),
+        sampler=sampler_of(defaults, given, steps=steps, order=cast(Order, order)),
     )
+
+
+def sampler_of(sampling: Mapping[str, Any], given: Mapping[str, Any], *, steps: int, order: Order) -> SamplerOptions:
+    """The sampler's options for so many steps (:func:`javis.sampler_options.check_sampler`).
+
+    A checkpoint whose own schedule is "fitted" has the other one for steps to which none was fitted.
+
+    Raises:
+        UsageError: an unusable option, or fitted timesteps were asked for and there are none for these steps.
+    """
+    options = check_sampler(given, sampling, steps=steps, order=order)
+    if options.schedule == FITTED:
+        counts = [intervals(options.solver, count) for count in parts(steps, order, options.audio_steps)]
+        if given.get("schedule") is None and not has_fit(sampling, order, counts):
+            return replace(options, schedule=None)
+        fitted_timesteps(sampling.get(FITTED), order, counts)
+    return options
 
 
 def codec_grid(codec: VideoCodec) -> tuple[int, int]:

@@ -291,6 +291,18 @@ def test_the_json_says_what_was_not_exact(checkpoint: Path, tmp_path: Path) -> N
     assert "uncond_every" not in facts
 
 
+def test_a_row_whose_steps_do_not_fit_the_options_is_skipped(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two steps cannot be three for the sound; the other row is made."""
+    path = tmp_path / "p.csv"
+    path.write_text(f"prompt,steps\n{PROMPT},2\n{PROMPT},4\n")
+    words = ["--audio-steps", "3", "--order", "sound_first", "--seconds", "0.25", "--checkpoint", str(checkpoint)]
+    assert main(["sample", "--prompts", str(path), "--out", str(tmp_path / "out"), *words]) == 1
+    assert "line 2: audio_steps must be fewer than the steps" in capsys.readouterr().err
+    assert len(list((tmp_path / "out").glob("*.mp4"))) == 1
+
+
 def test_fit_schedule_writes_what_sample_uses(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

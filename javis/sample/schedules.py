@@ -69,6 +69,12 @@ def fitted_key(counts: Sequence[int]) -> str:
     return "+".join(map(str, counts))
 
 
+def has_fit(sampling: Mapping[str, Any], order: Order, counts: Sequence[int]) -> bool:
+    """Whether timesteps were fitted for parts of so many intervals."""
+    fitted = sampling.get(FITTED)
+    return isinstance(fitted, Mapping) and fitted_key(counts) in fitted.get(order, {})
+
+
 def fitted_timesteps(fitted: Any, order: Order, counts: Sequence[int]) -> list[Tensor]:
     """The timesteps that were fitted for parts of so many intervals.
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from javis.errors import UsageError
 from javis.flow import timestep_ratio, timesteps
+from javis.generation import sampler_of
 from javis.model.dit import Velocity
 from javis.sample import sample
 from javis.sample.euler import StepEnd
@@ -49,6 +50,16 @@ def test_fitted_timesteps_come_from_the_checkpoint() -> None:
         get(sampling, (2, 2), schedule="fitted")
     with pytest.raises(UsageError, match="there are: none"):
         get({}, schedule="fitted")
+
+
+def test_a_checkpoint_that_was_fitted_can_be_asked_for_other_steps() -> None:
+    sampling = {"steps": 4, "schedule": "fitted", "fitted": {"together": {"4": [[1000.0, 800.0, 500.0, 100.0]]}}}
+    assert sampler_of(sampling, {}, steps=4, order="together").schedule == "fitted"
+    assert sampler_of(sampling, {}, steps=5, order="together").schedule is None
+    assert sampler_of(sampling, {}, steps=4, order="sound_first").schedule is None
+    assert sampler_of(sampling, {"schedule": "uniform"}, steps=4, order="together").schedule == "uniform"
+    with pytest.raises(UsageError, match="no fitted timesteps for 5 intervals"):
+        sampler_of(sampling, {"schedule": "fitted"}, steps=5, order="together")
 
 
 @pytest.mark.parametrize(
