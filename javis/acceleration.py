@@ -29,7 +29,7 @@ def accelerate(
     """Change how a pipeline's model computes, in place.
 
     Args:
-        pipe: on the device it will run on.
+        pipe: on the device it will run on. Its student, if it has one, is changed alike.
         precision: of the model (:func:`javis.precision.apply_precision`); None leaves it as it was loaded.
         keep: layers that stay in bfloat16; None: those measured for these weights (``fp8.json`` beside them).
         scaling: of Transformer Engine. emulate: see `apply_precision`.
@@ -48,6 +48,10 @@ def accelerate(
         raise UsageError(
             f"CUDA graphs need the model to stay where it is, but residency {policy!r} moves it; use 'all'"
         )
+    student = pipe.student
+    if student is not None:
+        student.forget()
+    models = [pipe.model] if student is None else [pipe.model, student.model(pipe, share=False)]
     if precision is not None:
         from javis.precision import apply_precision, read_keep
 
@@ -56,15 +60,19 @@ def accelerate(
             if folder is not None and (folder / "transformer").is_dir():
                 folder = folder / "transformer"
             keep = [] if folder is None or precision == "bf16" else read_keep(folder)
-        apply_precision(pipe.model, precision, keep=keep, scaling=scaling, emulate=emulate)
+        for model in models:
+            apply_precision(model, precision, keep=keep, scaling=scaling, emulate=emulate)
     if compile_blocks:
         from javis import compiled
 
-        compiled.compile_blocks(pipe.model)
+        for model in models:
+            compiled.compile_blocks(model)
     if cuda_graphs:
         from javis.sample.graph import GraphedDenoiser
 
         pipe.denoiser = GraphedDenoiser(pipe.model)
+        if student is not None:
+            student.denoiser = GraphedDenoiser(models[1])
     return pipe
 
 

@@ -23,6 +23,8 @@ from javis.model.dit import Conditioning
 from javis.sample import Tally, parts, sample_in_order
 from javis.sample.euler import StepEnd
 from javis.sample.schedules import schedule_of
+from javis.student import component_of, takes_scales, variant_denoiser
+from javis.variants import variant_sampling
 
 if TYPE_CHECKING:
     from javis.decode.stream import TakeFrames
@@ -89,6 +91,7 @@ def generate(
         audio_seeds=audio_seeds,
         seconds_per_stage={name: round(value, 4) for name, value in spent.items()},
         random_weights=pipe.random_weights,
+        choice=asked.choice,
     )
 
 
@@ -107,6 +110,9 @@ def prepared(
     """What a batch is denoised from: conditioning, and noise of video [B, Cv, T, H, W] and audio [B, Ca, Ta, M]."""
     spent = dict.fromkeys(TIMED, 0.0) if spent is None else spent
     length, size = asked.length, asked.size
+    model = pipe.model_of(asked.choice.variant)
+    # A model that takes the scales as input has them in its velocity: there is no unconditional half to add.
+    told_scales = takes_scales(model)
     texts = [*captions, *(negatives or ()), *(audio_negatives or ())]
     with stage(pipe, "text", spent, _kept(pipe, "text_encoder", texts)):
         text, mask = pipe.encode_text(captions)
@@ -115,21 +121,23 @@ def prepared(
     with stage(pipe, "prior", spent, _kept(pipe, "prior_text_encoder", captions)):
         told = text if pipe.prior_text_encoder is None else pipe.encode_text(captions, for_prior=True)[0]
         priors = pipe.estimate_priors(told, seeds, zero_prior="prior" in asked.ablate)
-    with stage(pipe, "condition", spent):
+    with stage(pipe, "condition", spent, model=component_of(pipe, asked.choice.variant)):
         condition = pipe.condition(
             text,
             mask,
             priors,
             frames=length.model_frames,
             samples=length.model_samples,
-            guided=asked.guidance != (1, 1),
+            guided=asked.guidance != (1, 1) and not told_scales,
             negative=negative,
             audio_negative=audio_negative,
             with_bidirectional="bidirectional" not in asked.ablate,
             size=size,
             fps=length.fps,
+            model=model,
+            scales=asked.guidance if told_scales else None,
         )
-        config = pipe.model.config
+        config = model.config
         video = clip_noise((config.video_channels, *condition.video_sizes), seeds, 1, pipe.device)
         audio = clip_noise((config.audio_channels, *condition.audio_sizes), audio_seeds or seeds, 2, pipe.device)
     return condition, video, audio
@@ -147,22 +155,23 @@ def _latents(
     **others: Any,
 ) -> tuple[Tensor, Tensor]:
     """Latents of one batch: video [B, Cv, T, H, W] and audio [B, Ca, Ta, M], float32; arguments as of `prepared`."""
+    variant = asked.choice.variant
     condition, video, audio = prepared(pipe, captions, seeds, asked, spent, **others)
-    with stage(pipe, "denoise", spent):
+    with stage(pipe, "denoise", spent, model=component_of(pipe, variant)):
         video, audio = sample_in_order(
-            pipe.model if pipe.denoiser is None else pipe.denoiser,
+            variant_denoiser(pipe, variant),
             video,
             audio,
             condition,
             asked.steps,
             order=asked.order,
-            guidance=asked.guidance,
+            guidance=1.0 if takes_scales(pipe.model_of(variant)) else asked.guidance,
             on_step_end=on_step_end,
             audio_steps=asked.sampler.audio_steps,
             solver=asked.sampler.solver,
             schedule=schedule_of(
-                pipe.description["sampling"], asked.sampler, height=asked.size.height, width=asked.size.width,
-                frames=asked.length.model_frames, order=asked.order,
+                variant_sampling(pipe.description, variant), asked.sampler, height=asked.size.height,
+                width=asked.size.width, frames=asked.length.model_frames, order=asked.order,
             ),
             plan=asked.plan,
             tally=tally,
@@ -210,10 +219,15 @@ def _take(
 
 
 @contextlib.contextmanager
-def stage(pipe: JavisPipeline, name: str, spent: dict[str, float], idle: Collection[str] = ()) -> Iterator[None]:
-    """Run a stage with its components but the ``idle`` ones on the device, and add its seconds to ``spent``."""
+def stage(
+    pipe: JavisPipeline, name: str, spent: dict[str, float], idle: Collection[str] = (), *, model: str = "model"
+) -> Iterator[None]:
+    """Run a stage with its components but the ``idle`` ones on the device, and add its seconds to ``spent``.
+
+    ``model`` is the component that stands for the model (:func:`javis.student.component_of`).
+    """
     started = time.perf_counter()
-    with pipe.residency.stage(name, [c for c in STAGES[name] if c not in idle]):
+    with pipe.residency.stage(name, [model if c == "model" else c for c in STAGES[name] if c not in idle]):
         yield
     spent[name] += time.perf_counter() - started
 

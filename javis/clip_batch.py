@@ -5,11 +5,19 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from javis.sample import Order
+from javis.variants import TEACHER, Choice
+
+
+class Candidate(NamedTuple):
+    """One of the clips from which best-of-N took the best: its seed and sync score (:mod:`javis.eval.sync_score`)."""
+
+    seed: int
+    score: float
 
 
 @dataclass(frozen=True)
@@ -25,6 +33,8 @@ class ClipBatch:
             or not the default.
         seconds_per_stage: time spent in text, prior, condition, denoise, video_decode, audio_decode, of all batches.
         random_weights: the model was never trained; the clips are noise.
+        choice: the variant that made the clips, and why it was the teacher if the checkpoint has a student.
+        candidates: with best-of-N, for each clip all that it was chosen from; ``seeds`` holds the seed of the best.
     """
 
     video: np.ndarray
@@ -42,6 +52,8 @@ class ClipBatch:
     forwards: int = 0
     options: dict[str, Any] = field(default_factory=dict)
     audio_seeds: list[int] | None = None
+    choice: Choice = TEACHER
+    candidates: list[list[Candidate]] | None = None
 
     @property
     def seconds(self) -> float:

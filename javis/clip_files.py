@@ -116,6 +116,7 @@ def save(
             "guidance": batch.guidance,
             "audio_guidance": batch.audio_guidance,
             "order": batch.order,
+            "variant": batch.choice.variant,
             "forwards": batch.forwards,  # of the model; a guided evaluation is two
             **batch.options,
             "seconds": len(video) / batch.fps,
@@ -134,12 +135,19 @@ def save(
             facts["audio_seed"] = batch.audio_seeds[index]
         if batch.random_weights:
             facts["random_weights"] = True
+        if batch.choice.because is not None:
+            facts["variant_because"] = batch.choice.because
+        if batch.candidates is not None:
+            facts["best_of"] = [{"seed": seed, "score": score} for seed, score in batch.candidates[index]]
         json_file.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     offset = report["mean_abs_offset_ms"]
     heard = f"{len(report['matched'])} of {len(report['video_events'])} seen events heard"
     noise = "random weights, " if batch.random_weights else ""
     apart = f", {offset:g} ms apart" if offset is not None else ""
-    return f"{out}  {len(video) / batch.fps:g} s, {noise}{heard}{apart}"
+    best = ""
+    if batch.candidates is not None:
+        best = f", best of {len(batch.candidates[index])}: score {max(c.score for c in batch.candidates[index]):g}"
+    return f"{out}  {len(video) / batch.fps:g} s, {noise}{heard}{apart}{best}"
 
 
 class SkippedRows:

@@ -24,7 +24,7 @@ from javis.clip_files import SkippedRows, is_finished, prepare, save
 from javis.console import output, progress_bar
 from javis.errors import FailedError, UsageError
 from javis.parallel.ranks import Share, rank_from_env
-from javis.requests import EXAMPLE, ClipRequest, Fault, check_request, list_faults, read_requests, slug
+from javis.requests import EXAMPLE, MAX_BEST_OF, ClipRequest, Fault, check_request, list_faults, read_requests, slug
 from javis.sample_options import (
     PipelineArgs,
     call_options,
@@ -68,8 +68,13 @@ class SampleArgs(PipelineArgs):
     """The same of the sound (default: --guidance if given, else the checkpoint's)."""
     order: Literal["together", "sound_first"] | None = None
     """Make picture and sound side by side, or the sound first, in as many steps (default: the checkpoint's)."""
+    variant: Literal["teacher", "student"] | None = None
+    """Which model of the checkpoint (default: its student, if it has one that can do what is asked; the teacher with
+    --guidance or more than 8 --steps)."""
+    best_of: int = 1
+    """Make so many clips of each prompt and keep the one whose picture and sound agree best."""
     batch_size: int = 4
-    """Clips generated together (with --prompts)."""
+    """Clips generated together (with --prompts or --best-of)."""
     cfg_parallel: Literal[1, 2] = 1
     """With torchrun: processes for the two halves of guidance of each clip."""
     seq_parallel: int = 1
@@ -92,6 +97,8 @@ def main(args: SampleArgs) -> int:
             "--cfg-parallel 2 shares out the halves of guidance, and with --guidance-interval or --uncond-every there "
             "is often but one; use --seq-parallel, or leave these out"
         )
+    if not 1 <= args.best_of <= MAX_BEST_OF:
+        raise UsageError(f"best-of must be a whole number from 1 to {MAX_BEST_OF}, got {args.best_of}")
     if not 1 <= args.batch_size <= 1024:
         raise UsageError(f"batch size must be a whole number from 1 to 1024, got {args.batch_size}")
     share = Share(rank_from_env(), args.cfg_parallel, args.seq_parallel)
@@ -189,9 +196,10 @@ def _run(
             order=args.order,
             seed=[request.seed for request in group],
             audio_seed=[request.audio_seed for request in group if request.audio_seed is not None] or None,
-            batch_size=len(group),
+            batch_size=args.batch_size if args.best_of > 1 else len(group),
             progress=progress,
             **call_options(args, full),
+            **_choices(args),
         )
 
     def write(batch: ClipBatch, index: int, request: ClipRequest) -> str:
@@ -285,8 +293,15 @@ def _record(request: ClipRequest, args: SampleArgs) -> dict[str, Any]:
         "guidance": args.guidance,
         "audio_guidance": args.audio_guidance,
         "order": args.order,
+        **_choices(args),
     }
     return record if request.audio_seed is None else record | {"audio_seed": request.audio_seed}
+
+
+def _choices(args: SampleArgs) -> dict[str, Any]:
+    """Of variant and best-of what is not the default."""
+    given: dict[str, Any] = {} if args.variant is None else {"variant": args.variant}
+    return given if args.best_of == 1 else given | {"best_of": args.best_of}
 
 
 def _load(args: SampleArgs) -> JavisPipeline:

@@ -287,7 +287,8 @@ def save(pipe: JavisPipeline, folder: Path, *, overwrite: bool = False) -> Path:
         if is_full:
             _write_components(pipe, fresh)
         else:
-            write_demo(fresh, pipe.components, pipe.description)
+            student = None if pipe.student is None else pipe.student.state(pipe.model)
+            write_demo(fresh, pipe.components, pipe.description, student)
         put_in_place({fresh: folder})
     except PermissionError as error:
         raise UsageError(f"cannot write {folder}: {one_line(error)}; choose a place that can be written") from error

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from javis.errors import UsageError
 from javis.frame_size import FrameSize
-from javis.model.dit import Conditioning
+from javis.model.dit import Conditioning, JavisDiT
 from javis.model.prior import Priors
+from javis.sample import Guidance
 
 if TYPE_CHECKING:
     from javis.pipeline import JavisPipeline
@@ -45,6 +46,8 @@ def conditioned(
     with_bidirectional: bool = True,
     size: FrameSize | None = None,
     fps: float | None = None,
+    model: JavisDiT | None = None,
+    scales: Guidance | None = None,
 ) -> Conditioning:
     """Conditioning of the prompts, and with guidance of the unconditional samples after them.
 
@@ -55,8 +58,10 @@ def conditioned(
         negative: hidden states and mask of what not to show, instead of the null caption.
         audio_negative: the same of what not to hear, for the audio blocks; None: as for the video blocks.
         size, fps: of the pictures; None: the checkpoint's.
+        model: that is told; None: the pipeline's, which is the teacher.
+        scales: of guidance, for a model that takes them as input.
     """
-    model, spatial, temporal = pipe.model, priors.spatial, priors.temporal
+    model, spatial, temporal = model or pipe.model, priors.spatial, priors.temporal
     size = size or pipe.frame_size
     heard = heard_mask = None
     if guided:
@@ -71,6 +76,9 @@ def conditioned(
     def each(value: float) -> Tensor:
         return torch.full((len(text),), float(value), device=pipe.device)
 
+    more: dict[str, Any] = {}
+    if scales is not None:
+        more["guidance"] = torch.tensor([scales], device=pipe.device).expand(len(text), -1)
     with torch.no_grad():
         return model.condition(
             text,
@@ -85,4 +93,5 @@ def conditioned(
             with_bidirectional=with_bidirectional,
             audio_text=heard,
             audio_text_mask=heard_mask,
+            **more,
         )

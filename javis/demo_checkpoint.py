@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from javis.model.dit import JavisDiT
 from javis.model.ops import ModelOps
 from javis.model.prior import PriorConfig, PriorEstimator
 from javis.model.text import WordEncoder, WordEncoderConfig
+from javis.student import PREFIX, Student, check_student
 
 DEMO_FOLDER = Path(__file__).parent / "weights" / "demo"
 WEIGHTED = ("model", "prior", "video_codec", "audio_codec")  # prefixes in model.safetensors
@@ -32,6 +34,7 @@ class DemoParts(NamedTuple):
     audio_codec: PatchAudioCodec
     text_encoder: WordEncoder
     description: dict[str, Any]
+    student: Student | None = None
 
 
 def read_demo(source: str, ops: ModelOps) -> DemoParts:
@@ -58,6 +61,7 @@ def read_demo(source: str, ops: ModelOps) -> DemoParts:
         video_codec, audio_codec = build_codecs(description["codecs"])
         text_encoder = WordEncoder(WordEncoderConfig(**description["text"]))
         _check_settings(description)
+        student_config = check_student(description) if "student" in description else None
     except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RuntimeError, OSError) as error:
         raise UsageError(
             f"checkpoint {source!r}: config.json is not usable ({_one_line(error)}); export it again"
@@ -68,28 +72,47 @@ def read_demo(source: str, ops: ModelOps) -> DemoParts:
         raise UsageError(
             f"checkpoint {source!r}: model.safetensors is corrupt ({_one_line(error)}); copy or export it again"
         ) from error
-    parts = DemoParts(model, prior, video_codec, audio_codec, text_encoder, description)
+    student = None
     try:
-        for name in WEIGHTED:
+        for name, component in zip(WEIGHTED, (model, prior, video_codec, audio_codec), strict=True):
             own = {k[len(name) + 1 :]: v.float() for k, v in state.items() if k.startswith(name + ".")}
-            getattr(parts, name).load_state_dict(own, strict=True)
-    except RuntimeError as error:
+            component.load_state_dict(own, strict=True)
+        others = {k[len(PREFIX) :]: v for k, v in state.items() if k.startswith(PREFIX)}
+        if student_config is not None:
+            student = Student(student_config, others, ops, model)
+        elif others:
+            raise ValueError(f"{PREFIX}{min(others)} is there, but config.json has no student")
+    except (RuntimeError, ValueError) as error:
         raise UsageError(
             f"checkpoint {source!r}: the weights do not fit config.json ({_one_line(error)[:200]})"
         ) from error
-    return parts
+    return DemoParts(model, prior, video_codec, audio_codec, text_encoder, description, student)
 
 
-def write_demo(folder: Path, components: dict[str, Any], description: dict[str, Any]) -> None:
-    """Write ``config.json`` and ``model.safetensors`` into an existing folder; values that fit are kept in float16."""
+def write_demo(
+    folder: Path,
+    components: dict[str, Any],
+    description: dict[str, Any],
+    student: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write ``config.json`` and ``model.safetensors`` into an existing folder; values that fit are kept in float16.
+
+    ``student`` holds the parameters in which the student differs from the model.
+    """
     state: dict[str, Tensor] = {}
+
+    def add(name: str, value: Tensor) -> None:
+        half = value.half()
+        exact = value.is_floating_point() and bool((half.to(value) == value).all())
+        state[name] = (half if exact else value).cpu().contiguous()
+
     for name in WEIGHTED:
         component = components[name]
         assert isinstance(component, nn.Module)
         for key, value in component.state_dict().items():
-            half = value.half()
-            exact = value.is_floating_point() and bool((half.to(value) == value).all())
-            state[f"{name}.{key}"] = (half if exact else value).cpu().contiguous()
+            add(f"{name}.{key}", value)
+    for key, value in (student or {}).items():
+        add(PREFIX + key, value)
     save_file(state, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
 

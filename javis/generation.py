@@ -19,6 +19,7 @@ from javis.sample import Guidance, GuidancePlan, Order, parts
 from javis.sample.schedules import FITTED, fitted_timesteps, has_fit
 from javis.sample.solvers import intervals
 from javis.sampler_options import SamplerKeywords, SamplerOptions, check_sampler
+from javis.variants import TEACHER, Choice, choose_variant, variant_sampling
 
 Ablation = Literal["prior", "bidirectional"]
 SECONDS_RANGE = (0.25, 4.0)  # of the small model, trained on 2 s
@@ -36,6 +37,7 @@ class Settings:
     size: FrameSize
     ablate: frozenset[str]
     batch_size: int
+    choice: Choice = TEACHER
     sampler: SamplerOptions = field(default_factory=SamplerOptions)
 
     @property
@@ -60,6 +62,9 @@ def check_settings(
     ablate: Sequence[str],
     batch_size: int,
     sampler: Mapping[str, Any] | None = None,
+    variant: str | None = "teacher",
+    negative_prompt: object = None,
+    why_no_student: str | None = None,
 ) -> Settings:
     """Fill in what was not given with the checkpoint's defaults, and refuse what cannot be done.
 
@@ -67,17 +72,22 @@ def check_settings(
         description: of the checkpoint, with "clip" and "sampling".
         grid: of the video codec (:func:`codec_grid`).
         sampler: of :class:`javis.sampler_options.SamplerKeywords`.
+        variant: "teacher", "student", or None to choose (:func:`javis.variants.choose_variant`).
+        why_no_student: a reason why its student cannot make the clips.
         seconds and the rest: as in :meth:`javis.pipeline.JavisPipeline.__call__`.
 
     Raises:
         UsageError: an unusable argument.
     """
-    defaults = description["sampling"]
+    given = dict(sampler or {})
+    named: dict[str, Any] = {"steps": steps, "order": order, "negative_prompt": negative_prompt}
+    named |= {"guidance": guidance, "audio_guidance": audio_guidance}
+    choice = choose_variant(description, variant, given | named, why_no_student=why_no_student)
+    defaults = variant_sampling(description, choice.variant)
     steps = defaults["steps"] if steps is None else steps
     if audio_guidance is None:
         audio_guidance = defaults.get("audio_guidance", defaults["guidance"]) if guidance is None else guidance
     scales = Guidance(float(defaults["guidance"] if guidance is None else guidance), float(audio_guidance))
-    given = dict(sampler or {})
     if unknown_names := sorted(set(given) - set(SamplerKeywords.__annotations__)):
         raise TypeError(f"unexpected keyword argument {unknown_names[0]!r}")
     if not isinstance(steps, int) or not 1 <= steps <= MAX_STEPS:
@@ -90,8 +100,8 @@ def check_settings(
         raise UsageError(f"unknown order {order!r}; expected one of {', '.join(get_args(Order))}")
     if batch_size < 1:
         raise UsageError(f"batch size must be at least 1, got {batch_size}")
-    named = frozenset({ablate} if isinstance(ablate, str) else ablate)
-    if unknown := sorted(named - set(get_args(Ablation))):
+    ablations = frozenset({ablate} if isinstance(ablate, str) else ablate)
+    if unknown := sorted(ablations - set(get_args(Ablation))):
         raise UsageError(f"unknown ablation {', '.join(map(repr, unknown))}; expected prior, bidirectional")
     clip = description["clip"]
     window, multiple = grid
@@ -111,8 +121,9 @@ def check_settings(
         order=cast(Order, order),
         length=length,
         size=size,
-        ablate=named,
+        ablate=ablations,
         batch_size=batch_size,
+        choice=choice,
         sampler=sampler_of(defaults, given, steps=steps, order=cast(Order, order)),
     )
 

@@ -10,6 +10,7 @@ serves the built-in model and the full-size one; docs/pipeline.md tells what dif
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from javis.batches import component_dtype, generate
+from javis.best_of import check_best_of, generate_best
 from javis.clip_batch import ClipBatch
 from javis.clip_stages import Policy
 from javis.conditioning import conditioned, negatives
@@ -42,8 +44,10 @@ from javis.model.ops import ModelOps
 from javis.model.prior import PriorEstimator, Priors
 from javis.model.text import TextEncoder
 from javis.residency import Residency
-from javis.sample import Denoiser, Order
+from javis.sample import Denoiser, Guidance, Order
 from javis.sampler_options import SamplerKeywords
+from javis.student import Student
+from javis.variants import Variant
 
 if TYPE_CHECKING:
     from javis.decode.stream import TakeFrames
@@ -61,6 +65,7 @@ class JavisPipeline:
         device: where it runs.
         denoiser: stands in for the model in the denoise loop (:mod:`javis.acceleration`); None: the model itself.
         frames_to: takes the frames of each clip while later ones are decoded (:mod:`javis.decode.stream`), or None.
+        student: makes clips in few steps (:mod:`javis.student`), if the checkpoint has one; ``model`` is its teacher.
         residency: moves components in and out of the device around the stages, if told to, and notes their peaks.
     """
 
@@ -76,8 +81,9 @@ class JavisPipeline:
         prior_text_encoder: TextEncoder | None = None,
         folder: Path | None = None,
         device: torch.device | None = None,
+        student: Student | None = None,
     ) -> None:
-        self.model, self.prior = model, prior
+        self.model, self.prior, self.student = model, prior, student
         self.video_codec, self.audio_codec = video_codec, audio_codec
         self.text_encoder, self.prior_text_encoder = text_encoder, prior_text_encoder
         self.description, self.folder = description, folder
@@ -97,7 +103,8 @@ class JavisPipeline:
     def components(self) -> dict[str, Any]:
         """Name -> component, as :class:`javis.residency.Residency` calls them; those that are None are left out."""
         names = ("text_encoder", "prior_text_encoder", "prior", "model", "video_codec", "audio_codec")
-        return {name: part for name in names if (part := getattr(self, name)) is not None}
+        found = {name: part for name in names if (part := getattr(self, name)) is not None}
+        return found if self.student is None or self.student.built is None else found | {"student": self.student.built}
 
     @property
     def frame_size(self) -> FrameSize:
@@ -150,7 +157,7 @@ class JavisPipeline:
         if folder is not None and (folder / components.INDEX).is_file():
             return components.load(cls, folder, device=device, dtype=dtype, ops=ops, residency=residency)
         parts = read_demo(str(source) if folder is None else str(folder), ops or ModelOps.fused())
-        pipe = cls(*parts)
+        pipe = cls(*parts[:-1], student=parts.student)
         if device is not None or dtype is not None:
             pipe.to(device, dtype)
         if residency != "all":
@@ -221,6 +228,8 @@ class JavisPipeline:
         from javis.components import loader
 
         residency = Residency(self.device if device is None else device, policy)
+        if self.student is not None:
+            self.student.forget()
         for name, component in self.components.items():
             if policy == "offload" and isinstance(component, nn.Module):
                 component.to("cpu")
@@ -242,6 +251,10 @@ class JavisPipeline:
         from javis.components import cached_encoders
 
         self._cached = cached_encoders(self, folder)
+
+    def model_of(self, variant: Variant) -> JavisDiT:
+        """The model of a variant; that of the student is built when it is first asked for."""
+        return self.model if variant == "teacher" or self.student is None else self.student.model(self)
 
     def set_progress_bar_config(self, *, disable: bool = False) -> None:
         """``disable=True``: no progress bar (there is one on a terminal, unless ``progress`` is given)."""
@@ -309,14 +322,14 @@ class JavisPipeline:
         with_bidirectional: bool = True,
         size: FrameSize | None = None,
         fps: float | None = None,
+        model: JavisDiT | None = None,
+        scales: Guidance | None = None,
     ) -> Conditioning:
-        """Conditioning of the prompts, and with guidance of the unconditional samples after them.
-
-        ``frames`` and ``samples`` are whole windows of the codecs (:class:`javis.durations.ClipLength`).
-        """
+        """Conditioning of the prompts, and of the unconditional samples after them (:mod:`javis.conditioning`)."""
         return conditioned(
             self, text, mask, priors, frames=frames, samples=samples, guided=guided, negative=negative,
-            audio_negative=audio_negative, with_bidirectional=with_bidirectional, size=size, fps=fps,
+            audio_negative=audio_negative, with_bidirectional=with_bidirectional, size=size, fps=fps, model=model,
+            scales=scales,
         )  # fmt: skip
 
     # -- all of it ----------------------------------------------------------------------------------------------------
@@ -338,6 +351,8 @@ class JavisPipeline:
         negative_prompt: str | Sequence[str] | None = None,
         batch_size: int = 8,
         ablate: Sequence[Ablation] = (),
+        variant: Variant | None = None,
+        best_of: int = 1,
         progress: Callable[[int, int], None] | None = None,
         callback_on_step_end: StepCallback | None = None,
         **sampler: Unpack[SamplerKeywords],
@@ -358,6 +373,8 @@ class JavisPipeline:
             negative_prompt: instead of the null caption in the unconditional half.
             batch_size: prompts denoised together.
             ablate: "prior" zeroes the priors, "bidirectional" leaves out that attention (for experiments).
+            variant: "teacher" or "student"; None: :func:`javis.variants.choose_variant` tells.
+            best_of: clips made of each prompt, of which :mod:`javis.best_of` returns the best; the first has the seed.
             progress: called with (steps done, steps in all).
             callback_on_step_end: called as ``f(pipe, step, timestep, {"video_latents": ..., "audio_latents": ...})``
                 after every step of every batch; latents in the dictionary it returns take the place of those.
@@ -370,14 +387,17 @@ class JavisPipeline:
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not prompts:
             raise UsageError("no prompt was given; expected a text such as 'a red ball bounces on the left'")
+        check_best_of(best_of)
         asked = check_settings(
             self.description, grid=codec_grid(self.video_codec), seconds=seconds, fps=fps, resolution=resolution,
             ratio=ratio, steps=steps, guidance=guidance, audio_guidance=audio_guidance, order=order, ablate=ablate,
-            batch_size=batch_size, sampler=sampler,
+            batch_size=batch_size, sampler=sampler, variant=variant, negative_prompt=negative_prompt,
+            why_no_student=None if self.student is None else self.student.why_not,
         )  # fmt: skip
         seeds = choose_seeds(seed, generator, len(prompts))
         heard_seed = sampler.get("audio_seed")
-        return generate(
+        make = generate if best_of == 1 else functools.partial(generate_best, best_of)
+        return make(
             self, self.captions(prompts), seeds, asked, progress, callback_on_step_end,
             negatives=negatives(self, negative_prompt, len(prompts)),
             audio_negatives=negatives(self, sampler.get("audio_negative_prompt"), len(prompts), "audio "),

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from javis.errors import UsageError
 
 MAX_PROMPT, MAX_STEPS, MAX_SEED, MAX_ROWS = 1000, 1000, 2**63 - 1, 100_000
+MAX_BEST_OF = 64
 EXAMPLE = "such as 'a red ball bounces on the left'"
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 

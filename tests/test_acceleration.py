@@ -25,7 +25,9 @@ from tests.sample.test_graph import Recorder
 
 
 def pipeline(folder: Path | None = None, policy: str = "all") -> Any:
-    return SimpleNamespace(model=small_model(), folder=folder, residency=SimpleNamespace(policy=policy), denoiser=None)
+    return SimpleNamespace(
+        model=small_model(), folder=folder, residency=SimpleNamespace(policy=policy), denoiser=None, student=None
+    )
 
 
 def test_nothing_changes_unless_asked() -> None:

@@ -19,6 +19,7 @@ from javis.eval.onsets import Sound, audio_onsets
 from javis.eval.stats import bootstrap_interval
 from javis.eval.sync import PRIMARY, TOLERANCES, clause_events
 from javis.eval.tracking import Picture
+from javis.variants import choose_variant, variant_sampling
 
 SHUFFLES = 8
 
@@ -331,7 +332,9 @@ def run(
         raise UsageError(f"cannot ablate {unknown[0]!r}; expected prior or bidirectional")
     form = WorldConfig(size=pipe.size, fps=pipe.fps, sample_rate=pipe.sample_rate)
     scenes = held_out_scenes(count, seed, split=split, config=form)
-    usual = pipe.description["sampling"]
+    given = {"steps": steps, "guidance": guidance, "audio_guidance": audio_guidance}
+    variant = choose_variant(pipe.description, None, given).variant
+    usual = variant_sampling(pipe.description, variant)
     if audio_guidance is None:
         audio_guidance = usual.get("audio_guidance", usual["guidance"]) if guidance is None else guidance
     report: dict[str, Any] = {
@@ -345,6 +348,8 @@ def run(
         "ablate": sorted(ablate),
         "split": split,
     }
+    if "student" in pipe.description:
+        report["variant"] = variant
     clips = generated_clips(
         pipe,
         scenes,

@@ -107,6 +107,8 @@ class Share:
             from javis.parallel.model import ParallelJavisDiT
 
             pipe.model = ParallelJavisDiT(pipe.model, self._mesh)  # type: ignore[assignment]
+            if pipe.student is not None:
+                pipe.student.why_not = "processes make a clip together (--cfg-parallel, --seq-parallel)"
 
     def leave(self, *, failed: bool) -> None:
         """Say that this process is done; one that failed waits here until all are.

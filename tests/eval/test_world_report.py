@@ -114,6 +114,19 @@ def test_run_measures_what_the_pipeline_makes() -> None:
     assert json.loads(json.dumps(report)) == report
 
 
+def test_the_report_has_the_settings_of_the_variant_that_made_the_clips() -> None:
+    pipe = FakePipe()
+    student = {"steps": 4, "guidance": 3.0, "model": {"guidance_input": True}}
+    pipe.description = {"sampling": {"steps": 16, "guidance": 2.0, "audio_guidance": 5.0}, "student": student}
+    for asked, expected in (
+        ({}, ("student", 4, 3.0, 3.0)),
+        ({"steps": 16}, ("teacher", 16, 2.0, 5.0)),
+        ({"guidance": 1.5}, ("teacher", 16, 1.5, 1.5)),
+    ):
+        report = run(pipe, count=1, seed=7, ceiling=False, **asked)
+        assert tuple(report[key] for key in ("variant", "steps", "guidance", "audio_guidance")) == expected
+
+
 def test_scenes_are_held_out_and_of_the_asked_kinds() -> None:
     scenes = held_out_scenes(8, 11)
     assert [len(scene.sources) for scene in scenes[:16]] == [1] * 8 + [2] * 8
