@@ -31,9 +31,10 @@ from javis.flow import NUM_TIMESTEPS, _spread, add_noise, masked_mean
 from javis.model.dit import JavisDiT, Velocity
 from javis.train.checkpoint import Ema, flatten_optimizer, load_state, restore_optimizer, save_state
 from javis.train.distill_config import DistillConfig
+from javis.train.export import export_student
 from javis.train.ops import cpu_training_ops
 from javis.train.stages import _log, build_optimizers, learning_rate
-from javis.train.trajectories import Trajectories, conditioning, guidance_of, record
+from javis.train.trajectories import Trajectories, clip_settings, conditioning, guidance_of, record
 
 log = logging.getLogger("javis.train")
 
@@ -297,7 +298,7 @@ def _worker(rank: int, config: DistillConfig) -> None:
 
 
 def run(config: DistillConfig) -> Path:
-    """Record, train, export; returns the folder with ``student.safetensors`` and ``student.json``.
+    """Record, train, export; returns the folder with ``student.safetensors``, ``student.json`` and ``checkpoint``.
 
     Raises:
         UsageError: an unusable teacher, captions, or a folder that holds another run.
@@ -321,17 +322,35 @@ def run(config: DistillConfig) -> Path:
         torch.multiprocessing.spawn(_worker, args=(config,), nprocs=processes, daemon=True)
         found = load_state(folder)
     assert found is not None
-    state = {name: value.to(torch.float16).contiguous() for name, value in found[1]["ema"].items()}
-    state["embed.audio_text.null"] = state["embed.video_text.null"].clone()
+    return _export(config, pipe, ways, *found)
+
+
+def _export(
+    config: DistillConfig, pipe: Any, ways: Trajectories, state: dict[str, Any], groups: dict[str, dict[str, Tensor]]
+) -> Path:
+    """``student.safetensors`` and ``student.json``, and of a small teacher ``checkpoint``, which holds both."""
+    folder = Path(config.out) / config.method
+    weights = {name: value.to(torch.float16).contiguous() for name, value in groups["ema"].items()}
+    weights["embed.audio_text.null"] = weights["embed.video_text.null"].clone()
     temporary = folder / "student.tmp"
-    save_file(state, temporary, metadata={"format": "pt"})
+    save_file(weights, temporary, metadata={"format": "pt"})
     os.replace(temporary, folder / "student.safetensors")
+    changed = {"guidance_input": True, "step_input": config.method != "guidance"}
     facts = {
-        "model": {"guidance_input": True, "step_input": config.method != "guidance"},
-        "method": config.method, "steps": found[0]["step"], "seconds": round(found[0]["seconds"]),
+        "model": changed, "method": config.method, "steps": state["step"], "seconds": round(state["seconds"]),
         "grid": ways.grid, "config": asdict(config),
     }  # fmt: skip
     (folder / "student.json").write_text(json.dumps(facts, indent=1, default=str) + "\n")
+    if "components" not in pipe.description:
+        middle = [sum(scales) / 2 for scales in (config.guidance, config.audio_guidance)]
+        _, _, ratio, order = clip_settings(pipe, config)
+        settings = {
+            "steps": 4, "guidance": middle[0], "audio_guidance": middle[1], "order": order, "timestep_ratio": ratio,
+            "solver": "euler", "model": changed,
+            "training": {"method": config.method, "clips": config.clips, "steps": state["step"],
+                         "seconds": round(state["seconds"])},
+        }  # fmt: skip
+        export_student(config.teacher, weights, settings, folder / "checkpoint", overwrite=True, revert=True)
     return folder
 
 

@@ -275,7 +275,7 @@ def test_float32_agrees_with_float64(mode: str) -> None:
 
 
 def test_inputs_of_a_student() -> None:
-    """Begins as its teacher whatever it is told; then each input changes the output; too many or too few are refused."""
+    """Begins as its teacher whatever it is told; then each input changes the output; others are refused."""
     teacher = small_model()
     student = JavisDiT(small_config(guidance_input=True, step_input=True))
     missing, unexpected = student.load_state_dict(teacher.state_dict(), strict=False)

@@ -256,6 +256,10 @@ def test_a_student_learns(method: str, teacher: Path, tmp_path: Path, in_process
     state, facts = load_file(folder / "student.safetensors"), json.loads((folder / "student.json").read_text())
     assert set(state) == set(start.state_dict()) and facts["model"]["step_input"] is (method != "guidance")
     assert facts["steps"] == 40
+    both = JavisPipeline.from_pretrained(folder / "checkpoint")
+    clip = both(read_captions(config)[0], seed=1)
+    assert (clip.choice.variant, clip.steps) == ("student", 4)
+    assert both(read_captions(config)[0], seed=1, steps=30).choice.variant == "teacher"
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(teacher: Path, tmp_path: Path, in_process: None) -> None:
