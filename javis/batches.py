@@ -17,11 +17,13 @@ from javis.clip_stages import STAGES
 from javis.console import progress_bar
 from javis.decode import decode_frames
 from javis.durations import ClipLength
-from javis.errors import FailedError
+from javis.errors import FailedError, UsageError
 from javis.generation import Settings, clip_noise
 from javis.model.dit import Conditioning
 from javis.sample import Tally, parts, sample_in_order
-from javis.sample.euler import StepEnd
+from javis.sample.cache import CachedDenoiser
+from javis.sample.cache import why_not as why_no_cache
+from javis.sample.euler import Denoiser, StepEnd
 from javis.sample.schedules import schedule_of
 from javis.student import component_of, takes_scales, variant_denoiser
 from javis.variants import variant_sampling
@@ -56,12 +58,16 @@ def generate(
     spent = dict.fromkeys(TIMED, 0.0)
     starts = range(0, len(captions), asked.batch_size)
     evaluations = sum(parts(asked.steps, asked.order, asked.sampler.audio_steps))
-    total, tally = len(starts) * evaluations, Tally()
+    total, tally, caches = len(starts) * evaluations, Tally(), list[dict[str, Any]]()
+    if not asked.sampler.cache.exact and (reason := why_no_cache(pipe.denoiser or pipe.model)) is not None:
+        raise UsageError(f"cache {asked.sampler.cache.kind}: {reason}")
     with _bar(pipe, progress, total) as report:
         for number, start in enumerate(starts):
             part = slice(start, start + asked.batch_size)
+            denoiser = _denoiser(pipe, asked, len(captions[part]))
             video, audio = _latents(
                 pipe,
+                denoiser,
                 captions[part],
                 seeds[part],
                 asked,
@@ -75,6 +81,8 @@ def generate(
             picture, sound = decode(pipe, video, audio, (audio_seeds or seeds)[part], asked.length, spent)
             pictures.append(picture)
             sounds.append(sound)
+            if isinstance(denoiser, CachedDenoiser):
+                caches += [denoiser.report(i) for i in range(len(picture))]
     return ClipBatch(
         video=np.concatenate(pictures),
         audio=np.concatenate(sounds),
@@ -88,6 +96,7 @@ def generate(
         order=asked.order,
         forwards=tally.forwards // len(starts),
         options=asked.sampler.changed(),
+        caches=caches or None,
         audio_seeds=audio_seeds,
         seconds_per_stage={name: round(value, 4) for name, value in spent.items()},
         random_weights=pipe.random_weights,
@@ -143,9 +152,17 @@ def prepared(
     return condition, video, audio
 
 
+def _denoiser(pipe: JavisPipeline, asked: Settings, clips: int) -> Denoiser:
+    """What predicts the velocities of a batch: the model, what stands in for it, or the model with a cache."""
+    if asked.sampler.cache.exact:
+        return pipe.model if pipe.denoiser is None else pipe.denoiser
+    return CachedDenoiser(pipe.model, asked.sampler.cache, clips=clips)
+
+
 @torch.no_grad()
 def _latents(
     pipe: JavisPipeline,
+    denoiser: Denoiser,
     captions: list[str],
     seeds: list[int],
     asked: Settings,
@@ -159,7 +176,7 @@ def _latents(
     condition, video, audio = prepared(pipe, captions, seeds, asked, spent, **others)
     with stage(pipe, "denoise", spent, model=component_of(pipe, variant)):
         video, audio = sample_in_order(
-            variant_denoiser(pipe, variant),
+            denoiser,
             video,
             audio,
             condition,
