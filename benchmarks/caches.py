@@ -35,7 +35,7 @@ from javis.model.blocks import Stream
 from javis.model.config import JavisDiTConfig
 from javis.model.dit import Conditioning, Velocity
 from javis.plan import Grid, token_grid
-from javis.sample.cache import CachedDenoiser, modulated_input, relative_change
+from javis.sample.cache import modulated_input, relative_change
 from javis.work import prior_axes, step_work
 from javis.world import WorldConfig, caption
 
@@ -126,22 +126,14 @@ def generate(pipe: JavisPipeline, scenes: Sequence[Any], point: Point, seed: int
         def keep(_: Any, __: int, ___: float, latents: dict[str, Tensor], last: list[Any] = last) -> None:
             last[:] = [(latents["video_latents"].clone(), latents["audio_latents"].clone())]
 
-        denoiser = None
-        if point.cache is not None:
-            own = pipe.description["sampling"].get("cache_polynomials")
-            denoiser = CachedDenoiser(pipe.model, parse_cache(point.cache, own), clips=1)
-        pipe.denoiser = denoiser
-        try:
-            made = pipe(caption(scene), seed=seed + i, steps=point.steps, callback_on_step_end=keep)
-        finally:
-            pipe.denoiser = None
+        made = pipe(caption(scene), seed=seed + i, steps=point.steps, cache=point.cache, callback_on_step_end=keep)
         clauses = [dict(source.clause) for source in scene.sources]
         point.measured.append(measure(Clip(clauses, made.video[0], made.audio[0], made.fps, made.sample_rate)))
         point.latents.append(last[0])
         point.seconds.append(made.seconds_per_stage["denoise"])
         share = 1.0
-        if denoiser is not None:
-            report = denoiser.report()
+        if made.caches is not None:
+            (report,) = made.caches
             point.computed.append(report["computed"])
             grid = token_grid(pipe.model.config, tuple(last[0][0].shape[2:]), tuple(last[0][1].shape[2:]))  # type: ignore[arg-type]
             share = share_of_work(pipe.model.config, grid, report)

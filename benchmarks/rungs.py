@@ -170,7 +170,7 @@ class Runner:
 
     def guides(self, t: float) -> bool:
         """Whether a step from this timestep has both halves of guidance."""
-        return self.guided and (self.rung not in APPROXIMATE or INTERVAL[0] <= t <= INTERVAL[1])
+        return self.guided and (self.rung not in APPROXIMATE or INTERVAL[0] <= round(t, 3) <= INTERVAL[1])
 
     def share_of_work(self, steps: int) -> float:
         """FLOPs of this schedule over those of as many guided (or, without guidance, unguided) evaluations."""

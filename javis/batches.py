@@ -59,21 +59,22 @@ def generate(
     starts = range(0, len(captions), asked.batch_size)
     evaluations = sum(parts(asked.steps, asked.order, asked.sampler.audio_steps))
     total, tally, caches = len(starts) * evaluations, Tally(), list[dict[str, Any]]()
-    if not asked.sampler.cache.exact and (reason := why_no_cache(pipe.denoiser or pipe.model)) is not None:
-        raise UsageError(f"cache {asked.sampler.cache.kind}: {reason}")
+    if not asked.sampler.cache.exact:
+        reason = why_no_cache(variant_denoiser(pipe, asked.choice.variant))
+        if reason is not None:
+            raise UsageError(f"cache {asked.sampler.cache.kind}: {reason}")
     with _bar(pipe, progress, total) as report:
         for number, start in enumerate(starts):
             part = slice(start, start + asked.batch_size)
-            denoiser = _denoiser(pipe, asked, len(captions[part]))
             video, audio = _latents(
                 pipe,
-                denoiser,
                 captions[part],
                 seeds[part],
                 asked,
                 spent,
                 _step_end(pipe, number * evaluations, total, report, callback),
                 tally,
+                caches,
                 negatives=None if negatives is None else negatives[part],
                 audio_negatives=None if audio_negatives is None else audio_negatives[part],
                 audio_seeds=(audio_seeds or seeds)[part],
@@ -81,8 +82,6 @@ def generate(
             picture, sound = decode(pipe, video, audio, (audio_seeds or seeds)[part], asked.length, spent)
             pictures.append(picture)
             sounds.append(sound)
-            if isinstance(denoiser, CachedDenoiser):
-                caches += [denoiser.report(i) for i in range(len(picture))]
     return ClipBatch(
         video=np.concatenate(pictures),
         audio=np.concatenate(sounds),
@@ -154,27 +153,32 @@ def prepared(
 
 def _denoiser(pipe: JavisPipeline, asked: Settings, clips: int) -> Denoiser:
     """What predicts the velocities of a batch: the model, what stands in for it, or the model with a cache."""
+    variant = asked.choice.variant
     if asked.sampler.cache.exact:
-        return pipe.model if pipe.denoiser is None else pipe.denoiser
-    return CachedDenoiser(pipe.model, asked.sampler.cache, clips=clips)
+        return variant_denoiser(pipe, variant)
+    return CachedDenoiser(pipe.model_of(variant), asked.sampler.cache, clips=clips)
 
 
 @torch.no_grad()
 def _latents(
     pipe: JavisPipeline,
-    denoiser: Denoiser,
     captions: list[str],
     seeds: list[int],
     asked: Settings,
     spent: dict[str, float],
     on_step_end: StepEnd,
     tally: Tally,
+    caches: list[dict[str, Any]],
     **others: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Latents of one batch: video [B, Cv, T, H, W] and audio [B, Ca, Ta, M], float32; arguments as of `prepared`."""
+    """Latents of one batch: video [B, Cv, T, H, W] and audio [B, Ca, Ta, M], float32; arguments as of `prepared`.
+
+    ``caches`` gets a report for each clip, if there is a cache.
+    """
     variant = asked.choice.variant
     condition, video, audio = prepared(pipe, captions, seeds, asked, spent, **others)
     with stage(pipe, "denoise", spent, model=component_of(pipe, variant)):
+        denoiser = _denoiser(pipe, asked, len(captions))
         video, audio = sample_in_order(
             denoiser,
             video,
@@ -193,6 +197,8 @@ def _latents(
             plan=asked.plan,
             tally=tally,
         )  # fmt: skip
+        if isinstance(denoiser, CachedDenoiser):
+            caches += [denoiser.report(clip) for clip in range(len(captions))]
         if not bool(torch.isfinite(video).all() and torch.isfinite(audio).all()):
             raise FailedError("the model produced values that are not finite; check the checkpoint")
     return video, audio
