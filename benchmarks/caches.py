@@ -126,7 +126,14 @@ def generate(pipe: JavisPipeline, scenes: Sequence[Any], point: Point, seed: int
         def keep(_: Any, __: int, ___: float, latents: dict[str, Tensor], last: list[Any] = last) -> None:
             last[:] = [(latents["video_latents"].clone(), latents["audio_latents"].clone())]
 
-        made = pipe(caption(scene), seed=seed + i, steps=point.steps, cache=point.cache, callback_on_step_end=keep)
+        made = pipe(
+            caption(scene),
+            seed=seed + i,
+            steps=point.steps,
+            cache=point.cache,
+            variant="teacher",
+            callback_on_step_end=keep,
+        )
         clauses = [dict(source.clause) for source in scene.sources]
         point.measured.append(measure(Clip(clauses, made.video[0], made.audio[0], made.fps, made.sample_rate)))
         point.latents.append(last[0])
@@ -248,7 +255,7 @@ def main(args: Args) -> list[Row]:
         recorder = Changes(pipe.model)
         pipe.denoiser = recorder
         for i, scene in enumerate(scenes):
-            pipe(caption(scene), seed=args.seed + i, steps=usual)
+            pipe(caption(scene), seed=args.seed + i, steps=usual, variant="teacher")
         found = {name: fit(recorder.pairs[name], args.degree) for name in STREAMS}
         rows = [{
             "bench": "cache_fit", "checkpoint": args.checkpoint, "clips": len(scenes), "seed": args.seed,
