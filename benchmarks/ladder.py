@@ -9,9 +9,11 @@ rung is compared with the float32 computation; one that is too far from it is no
 random order, each turn a loop from noise. The speeds of a large bfloat16 product and of a copy are measured between the
 turns. A loop that would take longer than ``--sample-seconds`` is cut: the row says how many steps were measured
 (``measured_steps``) and what their time was multiplied by (``multiplied_by``), and the conditioning is added
-(``condition_s``; measured apart, once per clip). Shorter schedules are the first steps of the longest: every step costs
-the same. ``cold_s`` is the time to the first finished step with weights in place: compilation (as far as the caches of
-torch and Triton do not have it), capture, conditioning.
+(``condition_s``; measured apart, once per clip). Shorter schedules are the first steps of the longest: every step
+costs the same, but for the rungs that approximate (guidance interval, cache): those are timed in whole loops of the
+longest schedule. Rows of 8 and 4 steps without guidance are what a student of so few steps costs. ``cold_s`` is the
+time to the first finished step with weights in place: compilation (as far as the caches of torch and Triton do not
+have it), capture, conditioning.
 
 One row per clip, rung, number of steps and guidance goes to benchmarks/results/<device>.jsonl.
 """
@@ -34,7 +36,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import rungs as r
-from benchmarks.rungs import RUNGS, Clip, Runner, elapsed, mark, synchronize
+from benchmarks.rungs import APPROXIMATE, RUNGS, Clip, Runner, elapsed, mark, synchronize
 from javis import bench
 from javis.bench import append_rows, environment
 from javis.plan import condition_flops, official_extra_flops, step_flops
@@ -138,6 +140,8 @@ class Ladder:
         loops: dict[str, tuple[Tensor, Tensor]] = {}
         for rung in self.args.rungs:
             reason = r.why_not(rung, self.device)
+            if rung == "interval" and not self.guided:
+                continue  # the same as fused_compile
             if reason is not None:
                 self.say(f"{rung} is skipped: {reason}")
                 continue
@@ -196,7 +200,8 @@ class Ladder:
                     self.say(f"out of time in turn {repeat + 1} of {self.args.repeats}")
                     return
                 affordable = int(self.args.sample_seconds / self.about[rung]["step_s"])
-                self.marks[rung].append(self.runners[rung].loop(min(longest, max(1, affordable))))
+                affordable = longest if rung in APPROXIMATE else max(1, affordable)
+                self.marks[rung].append(self.runners[rung].loop(min(longest, affordable)))
         peaks.sample()
 
     def rows(self, peaks: Peaks) -> list[Row]:
@@ -208,13 +213,14 @@ class Ladder:
             per_step, once = tflop(self.clip, runner)
             batch = 2 if self.guided else 1
             work = step_work(self.clip.config, self.clip.grid, batch=batch, folded=runner.folded)
-            for steps in sorted(self.args.steps, reverse=True):
+            for steps in sorted(self.args.steps, reverse=True)[: 1 if rung in APPROXIMATE else None]:
+                share = runner.share_of_work(steps)
                 taken = [(marks, min(steps, len(marks))) for marks in self.marks[rung] if marks]
                 if not taken:
                     continue
                 seconds = [about["condition_s"] + marks[k - 1] * steps / k for marks, k in taken]
-                middle, done = quantile(seconds, 0.5), once + steps * per_step
-                memory, floor = about["peak_memory_gb"], steps * floor_seconds(work, flops_per_s, bytes_per_s)
+                middle, done = quantile(seconds, 0.5), once + steps * per_step * share
+                memory, floor = about["peak_memory_gb"], steps * share * floor_seconds(work, flops_per_s, bytes_per_s)
                 made.append({
                     "bench": "ladder", "clip": self.clip.name, "rung": rung, "steps": steps, "guidance": self.guided,
                     "dtype": "bfloat16", "s_p20": round(quantile(seconds, 0.2), 5), "s_p50": round(middle, 5),
@@ -226,6 +232,7 @@ class Ladder:
                     "copy_gb_per_s": round(bytes_per_s / 1e9, 1),
                     "share_of_matmul": round(done * 1e12 / middle / flops_per_s, 4), "roofline_s": round(floor, 5),
                     "peak_memory_gb": None if memory is None else round(memory, 3),
+                    "share_of_work": round(share, 4),
                     **{name: about[name] for name in ("error_max", "error_rms", "latents_from_eager")},
                 })  # fmt: skip
         return made

@@ -8,6 +8,10 @@ fused_compile  fused + torch.compile of what lies between the kernels
 graph          + the whole step as one CUDA graph
 fp8            + FP8 linear layers (javis/precision.py); emulated where the quick run is on a CPU
 fp8_te         fused with FP8 linear layers of Transformer Engine, where it is installed
+interval       fused_compile with guidance at timesteps 200 to 800 only; elsewhere the conditional half alone
+cache          interval + the first-block cache, used in every second step: random weights say nothing about thresholds
+
+The last two approximate; the others compute the same. They decide from step to step, so no graph is made of them.
 
 All share one set of random weights, made on the device.
 """
@@ -24,6 +28,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.baselines.upstream_equivalent import as_upstream
+from javis.cache_options import CacheConfig
 from javis.compiled import compile_blocks
 from javis.kernels.ops.flow_update.api import flow_update
 from javis.model.config import JavisDiTConfig
@@ -32,9 +37,13 @@ from javis.model.ops import ModelOps
 from javis.plan import Grid, PlanArgs, _official, official_latents, token_grid
 from javis.precision import apply_precision
 from javis.precision import why_not as why_no_precision
+from javis.sample.cache import CachedDenoiser
 
-RUNGS = ("upstream", "eager", "compile", "fused", "fused_compile", "graph", "fp8", "fp8_te")
+RUNGS = ("upstream", "eager", "compile", "fused", "fused_compile", "graph", "fp8", "fp8_te", "interval", "cache")
+APPROXIMATE = ("interval", "cache")  # steps differ in cost: whole loops are timed, of the longest schedule
 GUIDANCE = 7.0
+INTERVAL = (200.0, 800.0)  # timesteps
+EVERY_SECOND = CacheConfig(kind="first-block", video=float("inf"), audio=float("inf"), most=1)
 TIMES = 1000  # timesteps run from here to 0
 
 
@@ -126,7 +135,7 @@ class Runner:
             model = apply_precision(model, "fp8", emulate=device != "cuda")
         elif rung == "fp8_te":
             model = apply_precision(model, "fp8-te")
-        if rung in ("compile", "fused_compile", "graph", "fp8"):
+        if rung in ("compile", "fused_compile", "graph", "fp8", *APPROXIMATE):
             compile_blocks(model, backend=backend)
         self.model = model
         self.noise, self.told = inputs(clip, guided, device, next(iter(weights.values())).dtype)
@@ -137,6 +146,8 @@ class Runner:
         self.update = "auto" if self.folded else "reference"
         self.replay: Callable[[], None] | None = None
         self.condition: Any = None
+        self.half: Any = None  # conditioning without the unconditional sample
+        self.cached: CachedDenoiser | None = None
 
     @torch.no_grad()
     def prepare(self) -> None:
@@ -145,26 +156,46 @@ class Runner:
             # With gradients on (no parameter has one) priors stay unfolded, which is what de-duplication alone gives.
             with torch.set_grad_enabled(not self.folded):
                 self.condition = self.model.condition(**self.told)
+                if self.rung in APPROXIMATE and self.guided:
+                    first = {name: x[:1] if isinstance(x, Tensor) else x for name, x in self.told.items()}
+                    self.half = self.model.condition(**first)
 
     def conditioning(self) -> float:
         """Seconds of `prepare`. What it made stays as it was: a graph reads the memory of that."""
-        kept, started = self.condition, time.perf_counter()
+        kept, started = (self.condition, self.half), time.perf_counter()
         self.prepare()
         synchronize(self.device)
-        self.condition, seconds = kept, time.perf_counter() - started
+        seconds, (self.condition, self.half) = time.perf_counter() - started, kept
         return 0.0 if self.rung == "upstream" else seconds
+
+    def guides(self, t: float) -> bool:
+        """Whether a step from this timestep has both halves of guidance."""
+        return self.guided and (self.rung not in APPROXIMATE or INTERVAL[0] <= round(t, 3) <= INTERVAL[1])
+
+    def share_of_work(self, steps: int) -> float:
+        """FLOPs of this schedule over those of as many guided (or, without guidance, unguided) evaluations."""
+        halves = [2 if self.guides(float(t)) else 1 for t in self.timesteps[:steps]]
+        layers = [1.0] * steps
+        if self.rung == "cache":  # all layers in every second evaluation, the first one in the others, of each half
+            fresh, depth = [True, True], self.model.config.depth
+            for i, half in enumerate(halves):
+                layers[i] = 1.0 if fresh[half - 1] else 1 / depth
+                fresh[half - 1] = not fresh[half - 1]
+        return sum(h * share for h, share in zip(halves, layers, strict=True)) / (steps * (2 if self.guided else 1))
 
     def predict(self) -> Velocity:
         """The velocity at the present latents and time, of both halves where there is guidance."""
-        copies = 2 if self.guided else 1
+        both = self.guided if self.rung not in APPROXIMATE else self.guides(float(self.t))
+        copies, condition = (2 if both else 1), (self.condition if both or not self.guided else self.half)
         video, audio = (x.repeat(copies, *[1] * (x.ndim - 1)) for x in (self.video, self.audio))
         t = self.t.repeat(copies)
         if self.rung == "upstream":
             return self.model(video, audio, t, **{k: v for k, v in self.told.items() if not k.endswith("_sizes")})
-        return self.model.denoise(video, audio, t, self.condition)
+        return (self.cached or self.model).denoise(video, audio, t, condition)
 
     def _step(self) -> None:
-        out, scale = self.predict(), GUIDANCE if self.guided else 1.0
+        out = self.predict()
+        scale = GUIDANCE if len(out.video) > len(self.video) else 1.0
         video, audio = flow_update(
             self.video, self.audio, out.video, out.audio, self.dt, scale, scale, backend=self.update
         )
@@ -185,6 +216,10 @@ class Runner:
             self._step()
         self.replay = graph.replay
 
+    def _forget(self) -> None:
+        """A new clip, for the rung with a cache."""
+        self.cached = CachedDenoiser(self.model, EVERY_SECOND, clips=1) if self.rung == "cache" else None
+
     @torch.no_grad()
     def start(self) -> float:
         """Seconds until the first step is there: conditioning, compilation, capture."""
@@ -200,6 +235,7 @@ class Runner:
         """Denoise from noise; seconds after each step since the beginning."""
         for latents, noise in zip((self.video, self.audio), self.noise, strict=True):
             latents.copy_(noise)
+        self._forget()
         synchronize(self.device)
         marks = [mark(self.device)]
         for i in range(steps):
@@ -232,6 +268,7 @@ class Runner:
         """What is predicted for the noise, in float64 on the CPU: for comparing rungs."""
         for latents, noise in zip((self.video, self.audio), self.noise, strict=True):
             latents.copy_(noise)
+        self._forget()
         self.t.copy_(self.timesteps[0] / 2)  # in the middle: at pure noise the network has little to do
         return Velocity(*(x.double().cpu() for x in self.predict()))
 
@@ -291,4 +328,14 @@ def elapsed(start: Any, end: Any) -> float:
     return end - start if isinstance(start, float) else float(start.elapsed_time(end)) / 1e3
 
 
-__all__ = ["RUNGS", "Clip", "Runner", "exact_velocity", "official_clip", "random_weights", "toy_clip", "why_not"]
+__all__ = [
+    "APPROXIMATE",
+    "RUNGS",
+    "Clip",
+    "Runner",
+    "exact_velocity",
+    "official_clip",
+    "random_weights",
+    "toy_clip",
+    "why_not",
+]

@@ -17,11 +17,13 @@ from javis.clip_stages import STAGES
 from javis.console import progress_bar
 from javis.decode import decode_frames
 from javis.durations import ClipLength
-from javis.errors import FailedError
+from javis.errors import FailedError, UsageError
 from javis.generation import Settings, clip_noise
 from javis.model.dit import Conditioning
 from javis.sample import Tally, parts, sample_in_order
-from javis.sample.euler import StepEnd
+from javis.sample.cache import CachedDenoiser
+from javis.sample.cache import why_not as why_no_cache
+from javis.sample.euler import Denoiser, StepEnd
 from javis.sample.schedules import schedule_of
 from javis.student import component_of, takes_scales, variant_denoiser
 from javis.variants import variant_sampling
@@ -56,7 +58,11 @@ def generate(
     spent = dict.fromkeys(TIMED, 0.0)
     starts = range(0, len(captions), asked.batch_size)
     evaluations = sum(parts(asked.steps, asked.order, asked.sampler.audio_steps))
-    total, tally = len(starts) * evaluations, Tally()
+    total, tally, caches = len(starts) * evaluations, Tally(), list[dict[str, Any]]()
+    if not asked.sampler.cache.exact:
+        reason = why_no_cache(variant_denoiser(pipe, asked.choice.variant))
+        if reason is not None:
+            raise UsageError(f"cache {asked.sampler.cache.kind}: {reason}")
     with _bar(pipe, progress, total) as report:
         for number, start in enumerate(starts):
             part = slice(start, start + asked.batch_size)
@@ -68,6 +74,7 @@ def generate(
                 spent,
                 _step_end(pipe, number * evaluations, total, report, callback),
                 tally,
+                caches,
                 negatives=None if negatives is None else negatives[part],
                 audio_negatives=None if audio_negatives is None else audio_negatives[part],
                 audio_seeds=(audio_seeds or seeds)[part],
@@ -88,6 +95,7 @@ def generate(
         order=asked.order,
         forwards=tally.forwards // len(starts),
         options=asked.sampler.changed(),
+        caches=caches or None,
         audio_seeds=audio_seeds,
         seconds_per_stage={name: round(value, 4) for name, value in spent.items()},
         random_weights=pipe.random_weights,
@@ -143,6 +151,14 @@ def prepared(
     return condition, video, audio
 
 
+def _denoiser(pipe: JavisPipeline, asked: Settings, clips: int) -> Denoiser:
+    """What predicts the velocities of a batch: the model, what stands in for it, or the model with a cache."""
+    variant = asked.choice.variant
+    if asked.sampler.cache.exact:
+        return variant_denoiser(pipe, variant)
+    return CachedDenoiser(pipe.model_of(variant), asked.sampler.cache, clips=clips)
+
+
 @torch.no_grad()
 def _latents(
     pipe: JavisPipeline,
@@ -152,14 +168,19 @@ def _latents(
     spent: dict[str, float],
     on_step_end: StepEnd,
     tally: Tally,
+    caches: list[dict[str, Any]],
     **others: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Latents of one batch: video [B, Cv, T, H, W] and audio [B, Ca, Ta, M], float32; arguments as of `prepared`."""
+    """Latents of one batch: video [B, Cv, T, H, W] and audio [B, Ca, Ta, M], float32; arguments as of `prepared`.
+
+    ``caches`` gets a report for each clip, if there is a cache.
+    """
     variant = asked.choice.variant
     condition, video, audio = prepared(pipe, captions, seeds, asked, spent, **others)
     with stage(pipe, "denoise", spent, model=component_of(pipe, variant)):
+        denoiser = _denoiser(pipe, asked, len(captions))
         video, audio = sample_in_order(
-            variant_denoiser(pipe, variant),
+            denoiser,
             video,
             audio,
             condition,
@@ -176,6 +197,8 @@ def _latents(
             plan=asked.plan,
             tally=tally,
         )  # fmt: skip
+        if isinstance(denoiser, CachedDenoiser):
+            caches += [denoiser.report(clip) for clip in range(len(captions))]
         if not bool(torch.isfinite(video).all() and torch.isfinite(audio).all()):
             raise FailedError("the model produced values that are not finite; check the checkpoint")
     return video, audio

@@ -63,6 +63,7 @@ def generate_best(
     tried = [seed for own in seeds for seed in candidate_seeds(own, count)]
     scores: list[list[Candidate]] = [[] for _ in captions]
     best: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    caches: dict[int, dict[str, Any]] = {}
     spent: dict[str, float] = {}
     starts = range(0, len(clips), asked.batch_size)
     with _progress(pipe, progress, len(starts)) as report, _whole_clips(pipe):
@@ -84,6 +85,7 @@ def generate_best(
                 score = round(sync_score(video, audio, batch.fps, batch.sample_rate), DIGITS)
                 if clip not in best or score > max(candidate.score for candidate in scores[clip]):
                     best[clip] = (video.copy(), audio.copy())
+                    caches |= {} if batch.caches is None else {clip: batch.caches[index]}
                 scores[clip].append(Candidate(seed, score))
             for name, value in {**batch.seconds_per_stage, "sync_score": time.perf_counter() - started}.items():
                 spent[name] = spent.get(name, 0.0) + value
@@ -95,6 +97,7 @@ def generate_best(
         seeds=[own[chosen(own)].seed for own in scores],
         seconds_per_stage={name: round(value, 4) for name, value in spent.items()},
         candidates=scores,
+        caches=[caches[clip] for clip in range(len(captions))] if caches else None,
         audio_seeds=audio_seeds,
     )
 

@@ -30,7 +30,7 @@ class ClipBatch:
         prompts: the captions the model was given. seeds: one per clip.
         steps, guidance, audio_guidance, order: what was used. audio_seeds: of the sound's noise, if they were others.
         forwards: of the model per clip; a guided evaluation is two. options: of the sampler, those that are not exact
-            or not the default.
+            or not the default. caches: what was re-used for each clip, if anything (javis/sample/cache.py).
         seconds_per_stage: time spent in text, prior, condition, denoise, video_decode, audio_decode, of all batches.
         random_weights: the model was never trained; the clips are noise.
         choice: the variant that made the clips, and why it was the teacher if the checkpoint has a student.
@@ -54,6 +54,7 @@ class ClipBatch:
     audio_seeds: list[int] | None = None
     choice: Choice = TEACHER
     candidates: list[list[Candidate]] | None = None
+    caches: list[dict[str, Any]] | None = None
 
     @property
     def seconds(self) -> float:

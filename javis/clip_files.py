@@ -133,6 +133,8 @@ def save(
         }
         if batch.audio_seeds is not None:
             facts["audio_seed"] = batch.audio_seeds[index]
+        if batch.caches is not None:
+            facts["cache"] = batch.caches[index]
         if batch.random_weights:
             facts["random_weights"] = True
         if batch.choice.because is not None:

@@ -99,6 +99,11 @@ def main(args: SampleArgs) -> int:
         )
     if not 1 <= args.best_of <= MAX_BEST_OF:
         raise UsageError(f"best-of must be a whole number from 1 to {MAX_BEST_OF}, got {args.best_of}")
+    if args.sampler.cache not in (None, "none") and (args.cuda_graphs or args.cfg_parallel * args.seq_parallel > 1):
+        raise UsageError(
+            "a cache decides in every step, by the values of all tokens, what is computed: expected --cache without "
+            "--cuda-graphs, --cfg-parallel and --seq-parallel"
+        )
     if not 1 <= args.batch_size <= 1024:
         raise UsageError(f"batch size must be a whole number from 1 to 1024, got {args.batch_size}")
     share = Share(rank_from_env(), args.cfg_parallel, args.seq_parallel)

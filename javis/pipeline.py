@@ -181,8 +181,7 @@ class JavisPipeline:
         device, in their dtype, one after the other.
 
         Args:
-            size: "full", or "toy" for the same classes with few channels and layers.
-            seed: same seed, same weights (on the same device).
+            size: "full", or "toy": few channels and layers. seed: same seed, same weights (on the same device).
             device, dtype, ops, residency: as in :meth:`from_pretrained`; "staged" needs files and is refused.
 
         Raises:
@@ -360,8 +359,7 @@ class JavisPipeline:
         """Generate one clip per prompt.
 
         Args:
-            prompt: one prompt or several.
-            seconds: length; rounded to whole frames. The built-in model makes 0.25 to 4 s.
+            prompt: one or several. seconds: length; rounded to whole frames. The built-in model makes 0.25 to 4 s.
             fps: frames per second, and resolution: an official size ("240p", "720p") or WIDTHxHEIGHT in multiples of 8,
                 and ratio: height:width of an official size. The built-in model has one of each. None: the checkpoint's.
             steps: evaluations of the model in all. guidance: classifier-free guidance scale, 1 = none.
@@ -371,15 +369,12 @@ class JavisPipeline:
                 the batch it is made in. Without seed and generator, seeds are drawn at random.
             generator: draws the seeds, if ``seed`` is not given (diffusers convention); one, or one per prompt.
             negative_prompt: instead of the null caption in the unconditional half.
-            batch_size: prompts denoised together.
-            ablate: "prior" zeroes the priors, "bidirectional" leaves out that attention (for experiments).
+            batch_size: clips denoised together. ablate: "prior" zeroes the priors, "bidirectional" leaves it out.
             variant: "teacher" or "student"; None: :func:`javis.variants.choose_variant` tells.
             best_of: clips made of each prompt, of which :mod:`javis.best_of` returns the best; the first has the seed.
-            progress: called with (steps done, steps in all).
-            callback_on_step_end: called as ``f(pipe, step, timestep, {"video_latents": ..., "audio_latents": ...})``
-                after every step of every batch; latents in the dictionary it returns take the place of those.
-            sampler: solver, schedule, guidance_interval, audio_steps, audio_seed, audio_negative_prompt and more, see
-                :class:`javis.sampler_options.SamplerKeywords`.
+            progress: called with (steps done, steps in all). callback_on_step_end: called after every step of a batch
+                as ``f(pipe, step, timestep, {"video_latents": ..., "audio_latents": ...})``; returned latents go on.
+            sampler: solver, schedule, audio_seed and more, see :class:`javis.sampler_options.SamplerKeywords`.
 
         Raises:
             UsageError: unusable arguments. FailedError: values that are not finite, or out of memory.
@@ -395,11 +390,11 @@ class JavisPipeline:
             why_no_student=None if self.student is None else self.student.why_not,
         )  # fmt: skip
         seeds = choose_seeds(seed, generator, len(prompts))
-        heard_seed = sampler.get("audio_seed")
+        heard = sampler.get("audio_seed")
         make = generate if best_of == 1 else functools.partial(generate_best, best_of)
         return make(
             self, self.captions(prompts), seeds, asked, progress, callback_on_step_end,
             negatives=negatives(self, negative_prompt, len(prompts)),
             audio_negatives=negatives(self, sampler.get("audio_negative_prompt"), len(prompts), "audio "),
-            audio_seeds=None if heard_seed is None else choose_seeds(heard_seed, None, len(prompts)),
+            audio_seeds=None if heard is None else choose_seeds(heard, None, len(prompts)),
         )  # fmt: skip

@@ -103,7 +103,8 @@ def _rates(args: PlanArgs, predictor: Predictor, clip: ClipSize) -> tuple[dict[s
     found = dict.fromkeys(names, rates)
     source = rates.source
     if args.precision.startswith("fp8"):
-        found["denoise"] = replace(rates, flops={**rates.flops, "matmul": args.fp8_tflops * 1e12})
+        # Folded priors and attention stay in bfloat16 (javis/precision.py).
+        found["denoise"] = replace(rates, named=dict.fromkeys(("linear", "gelu_linear"), args.fp8_tflops * 1e12))
         source += f"; FP8 products given: {args.fp8_tflops:g} TFLOP/s"
     return found, source
 

@@ -69,7 +69,10 @@ class Rates:
         if call.ready in self.exact:
             return self.call + self.exact[call.ready]
         if call.name in self.named:
-            return self.call + (call.bytes if call.kind == "other" else call.flops) / self.named[call.name]
+            speed = self.named[call.name]
+            if call.kind == "other":
+                return self.call + call.bytes / speed
+            return self.call + max(call.flops / speed, call.bytes / self.copy)
         if call.kind == "other":
             return self.call + call.bytes / self.bytes
         return self.call + max(call.flops / self.flops[call.kind], call.bytes / self.copy)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypedDict, get_args
 
+from javis.cache_options import CacheConfig, parse_cache
 from javis.errors import UsageError
 
 SolverName = Literal["euler", "heun", "midpoint", "ab2", "ab3", "dpmpp2m", "dpmpp3m", "unipc"]
@@ -32,6 +33,7 @@ class SamplerKeywords(TypedDict, total=False):
     guidance_interval: (low, high), timesteps in 0..1000 between which there is guidance.
     guidance_rescale: share 0..1 of the guided prediction that gets the conditional one's standard deviation.
     uncond_every: evaluate the unconditional half in every n-th guided evaluation.
+    cache: what is re-used from step to step (:class:`javis.cache_options.CacheConfig`, or its text form).
     """
 
     solver: SolverName | None
@@ -43,6 +45,7 @@ class SamplerKeywords(TypedDict, total=False):
     guidance_interval: tuple[float, float] | None
     guidance_rescale: float | None
     uncond_every: int | None
+    cache: CacheConfig | str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,13 +59,14 @@ class SamplerOptions:
     guidance_interval: tuple[float, float] | None = None
     guidance_rescale: float = 0.0
     uncond_every: int = 1
+    cache: CacheConfig = field(default_factory=CacheConfig)
 
     def changed(self) -> dict[str, Any]:
-        """The options that differ from the defaults, as json values; for the clip's json."""
+        """The options that differ from the defaults, as json values; for the clip's json. A cache reports itself."""
         return {
             f.name: list(value) if isinstance(value := getattr(self, f.name), tuple) else value
             for f in fields(self)
-            if getattr(self, f.name) != f.default
+            if f.name != "cache" and getattr(self, f.name) != f.default
         }
 
 
@@ -91,6 +95,8 @@ class SamplerArgs:
     """Share of the guided prediction that gets the conditional one's standard deviation, 0 to 1."""
     uncond_every: int | None = None
     """Evaluate the unconditional half in every n-th guided step only; between them the last difference is used."""
+    cache: str | None = None
+    """What is re-used from step to step: first-block=0.1, tea=0.1 (thresholds), attention=2 (steps), or none."""
 
     def given(self) -> dict[str, Any]:
         """The options that were given, but for the seed, as keyword arguments of the pipeline."""
@@ -128,6 +134,9 @@ def check_ranges(given: Mapping[str, Any]) -> None:
     value = given.get("guidance_rescale")
     if value is not None and not (_is_number(value) and 0 <= value <= 1):
         raise UsageError(f"guidance_rescale must be a number from 0 (off) to 1, got {value!r}")
+    value = given.get("cache")
+    if value is not None and not isinstance(value, CacheConfig):
+        parse_cache(value)
     value = given.get("guidance_interval")
     if value is not None:
         pair = isinstance(value, Sequence) and len(value) == 2 and all(map(_is_number, value))
@@ -159,6 +168,8 @@ def check_sampler(given: Mapping[str, Any], sampling: Mapping[str, Any], *, step
     if "guidance_interval" in options:
         low, high = options["guidance_interval"]
         options["guidance_interval"] = (float(low), float(high))
+    if isinstance(options.get("cache"), str):
+        options["cache"] = parse_cache(options["cache"], sampling.get("cache_polynomials"))
     made = SamplerOptions(**options)
     if made.timestep_ratio is not None and made.schedule not in (None, "uniform"):
         raise UsageError(f"timestep_ratio is for schedule 'uniform', and schedule is {made.schedule!r}; leave one out")

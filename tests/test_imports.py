@@ -23,8 +23,9 @@ ALLOWED = {
     "kernels": {"errors", "kernels", "_host"},
     "model": {"errors", "model"},
     "flow": {"errors", "model", "kernels", "flow"},
-    "sample": {"errors", "model", "kernels", "flow", "sample", "sampler_options"},
-    "sampler_options": {"errors"},
+    "sample": {"errors", "model", "kernels", "flow", "sample", "sampler_options", "cache_options"},
+    "sampler_options": {"errors", "cache_options"},
+    "cache_options": {"errors"},
     "world": {"errors", "world"},
 }
 # Nothing imports the command line.

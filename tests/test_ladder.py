@@ -133,12 +133,54 @@ def test_unusable_arguments(arguments: list[str], message: str, capsys: pytest.C
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("rung", "guided", "share"),
+    [
+        # of ten steps, seven at 800 to 200 have both halves
+        ("interval", True, (7 * 2 + 3) / 20),
+        # of two layers, one in every second evaluation, counted for each number of halves by itself
+        ("cache", True, (4 * 2 + 3 * 2 / 2 + 2 + 1 / 2) / 20),
+        ("cache", False, 0.75),
+    ],
+)
+def test_rungs_that_approximate(rung: str, guided: bool, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The share of the work that a row states is what is computed: counted at the blocks of the video stream."""
+    monkeypatch.setattr(rungs, "compile_blocks", lambda model, backend: model)
+    clip = rungs.toy_clip()
+    weights = rungs.random_weights(clip.config, "cpu", torch.bfloat16)
+    made = rungs.Runner(rung, clip, weights, guided=guided, steps=10, device="cpu", backend="eager")
+    made.start()
+    rows: list[int] = []
+    for layer in made.model._layers:
+        layer.video_spatial.register_forward_hook(lambda _, args, __: rows.append(len(args[0])))
+    made.loop(10)
+    assert made.share_of_work(10) == pytest.approx(share)
+    assert sum(rows) == pytest.approx(share * 10 * clip.config.depth * (2 if guided else 1))
+    plain = runner("fused", guided)
+    plain.start()
+    assert ladder.difference(made.first_velocity(), plain.first_velocity())[1] == 0.0  # nothing is left out at first
+
+
 @pytest.mark.slow
 def test_compiled_and_captured_rungs(tmp_path: Path) -> None:
     """On a CPU the graph is the step itself; what surrounds it is the same."""
     out = tmp_path / "rows.json"
-    arguments = [*QUICK, "--rungs", "eager", "compile", "graph", "fp8", "--guidance", "with", "--json", str(out)]
+    arguments = [
+        *QUICK,
+        "--rungs",
+        "eager",
+        "compile",
+        "graph",
+        "fp8",
+        "cache",
+        "--guidance",
+        "with",
+        "--json",
+        str(out),
+    ]
     assert ladder.main(arguments) == 0
     rows = {r["rung"]: r for r in json.loads(out.read_text())}
-    assert set(rows) == {"eager", "compile", "graph", "fp8"}
+    assert set(rows) == {"eager", "compile", "graph", "fp8", "cache"}
+    # of three steps, 1000, 667 and 333, the last two are guided; of two layers, the last step leaves out one
+    assert rows["cache"]["steps"] == 3 and rows["cache"]["share_of_work"] == round((1 + 2 + 1) / 6, 4)
     assert rows["compile"]["error_rms"] < 0.02 and rows["graph"]["error_rms"] < 0.02 < rows["fp8"]["error_rms"] * 2

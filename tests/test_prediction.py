@@ -24,12 +24,13 @@ from javis.model.encoders.t5 import T5Encoder, T5EncoderConfig
 from javis.model.prior import PriorConfig, PriorEstimator
 from javis.model.vae_temporal import TemporalVAEConfig
 from javis.model.video_vae import AutoencoderConfig, OpenSoraVideoCodec, OpenSoraVideoCodecConfig
-from javis.plan import PlanArgs, main, plan
+from javis.plan import PlanArgs, _checkpoint, main, plan
 from javis.plan_stages import _predictor
 from javis.precision import apply_precision
 from javis.prediction import RESERVED, Choice, Predictor, refuse_what_cannot_fit
 from javis.rates import Rates, from_rows, given, measure
 from javis.stages import ClipSize, Parts, checkpoint_parts, parts_of, peak_bytes, prepare, trace
+from javis.work import step_work
 from tests.allocations import peak_allocated
 
 CLIP = ClipSize(frames=17, height=96, width=128, fps=24, samples=11333, steps=3)
@@ -290,6 +291,18 @@ def test_the_plan_of_the_small_model(capsys: pytest.CaptureFixture[str]) -> None
     main(PlanArgs(model="demo", steps=4))
     printed = capsys.readouterr().out
     assert f"{facts['peak_gb']:.3g} GB at the worst moment ({facts['peak_stage']})" in printed
+
+
+def test_fp8_speeds_up_the_layers_that_are_in_fp8_alone() -> None:
+    """At 1 TFLOP/s with a free memory, and FP8 products that take no time: the rest of the arithmetic is left."""
+    options: dict[str, Any] = {"model": "demo", "steps": 4, "sustained_tflops": 1.0, "copy_gbps": 1e9}
+    plain, fast = plan(PlanArgs(**options)), plan(PlanArgs(**options, precision="fp8", fp8_tflops=1e9))
+    spent, left = (facts["stages"]["denoise"]["seconds"] for facts in (plain, fast))
+    config, grid, _ = _checkpoint(PlanArgs(**options))
+    work = step_work(config, grid, batch=2)
+    in_fp8 = 4e-12 * sum(w.flops for w in work if w.op in ("linear", "gelu_linear"))
+    assert spent == pytest.approx(plain["stages"]["denoise"]["tflop"], rel=1e-3)
+    assert left == pytest.approx(spent - in_fp8, rel=1e-3) and 0 < left < 0.5 * spent
 
 
 def test_the_plan_of_a_full_size_folder(tmp_path: Path) -> None:

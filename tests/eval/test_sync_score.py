@@ -7,7 +7,8 @@ import pytest
 
 from javis.eval.onsets import Sound
 from javis.eval.sync_score import motion_sound_correlation, sync_score
-from javis.world import render_audio, render_video, sample_scene
+from javis.eval.tracking import Picture
+from javis.world import render_audio, render_video, sample_scene, scene_from_prompt
 from tests.eval.clips import damaged_audio, damaged_video, struck
 
 RATE, FPS = 16000, 16.0
@@ -34,6 +35,8 @@ def score(video: np.ndarray, audio: np.ndarray) -> float:
 def test_the_true_pairing_scores_above_shuffled_and_shifted_ones(clips: list[Clip]) -> None:
     true = [score(*clip) for clip in clips]
     assert all(0 < value <= 1 for value in true)
+    together = [motion_sound_correlation(Picture(v).frames, Sound(a, RATE), FPS) for v, a in clips]
+    assert all(value <= (1 + max(0, r)) / 2 for value, r in zip(true, together, strict=True)), "F1 is at most 1"
     shuffled = [
         true[i] > score(video, clips[(i + turn) % len(clips)][1])
         for i, (video, _) in enumerate(clips)
@@ -55,6 +58,14 @@ def test_clips_as_a_small_model_makes_them(clips: list[Clip]) -> None:
         for i, clip in enumerate(few)
     ]
     assert sum(right) >= 5
+
+
+def test_events_further_apart_than_50_ms_are_no_pair() -> None:
+    """Events of one knocking ball are at least 250 ms apart, so its own sound 80 ms late has no partner at all."""
+    scene = scene_from_prompt("a large red metal ball knocks on the left", 3)
+    video, audio = render_video(scene), render_audio(scene)
+    late = {ms: score(video, np.roll(audio, round(ms * RATE / 1000))) for ms in (0, 25, 80)}
+    assert late[0] > late[25] > 0 == late[80]
 
 
 def test_nothing_seen_or_nothing_heard_scores_0(clips: list[Clip]) -> None:
