@@ -2,7 +2,7 @@
 
 Nothing is trained. Picture and sound go through two layers of random filters with fixed seeds (random features keep
 distances, Rahimi and Recht 2007), pooled over time as mean and standard deviation. Mean and spread of real clips,
-shipped in ``frechet_features.safetensors``, bring all of them to one scale, and a fixed random projection to few
+shipped in ``frechet_features.safetensors``, bring all to one bounded scale, and a fixed random projection to few
 dimensions, since a hundred clips or so are compared. The third vector also holds how the changes of the picture and the
 onsets of the sound correlate at lags from -125 to 125 ms: a late sound moves it, and hardly moves the others.
 
@@ -30,6 +30,7 @@ SETS = ("picture", "sound", "both")
 FRAMES, SIDE, FPS, SAMPLE_RATE = 32, 64, 16.0, 16000  # of the clips that the file describes
 LAGS = np.arange(-4, 5) * 0.03125  # seconds
 SMOOTHING = 0.020  # seconds, standard deviation of the bell over an onset
+BOUND = 3.0  # spreads of real clips at which a feature levels off, so that one failed clip does not outweigh the others
 LEAST_SPREAD = 0.1  # of the median: what hardly varies among real clips must not outweigh everything else
 # set -> (raw features, dimensions they are projected to), one after the other
 PARTS = {
@@ -150,7 +151,9 @@ class Reference:
 
     def project(self, raw: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Feature vectors of one clip, by set: picture [24], sound [24], both [32]."""
-        scaled = {name: (raw[name] - mean) / spread for name, (mean, spread) in self.scales.items()}
+        scaled = {
+            name: BOUND * np.tanh((raw[name] - mean) / (BOUND * spread)) for name, (mean, spread) in self.scales.items()
+        }
         found: dict[str, np.ndarray] = {}
         for number, (name, parts) in enumerate(PARTS.items()):
             found[name] = np.concatenate(

@@ -24,7 +24,7 @@ from javis.eval.frechet_features import SETS, clip_features, comparable
 from javis.eval.steps_prompts import Prompt
 from javis.eval.world_report import Clip, Measured, measure, real_clips
 
-FORMAT = 1
+FORMAT = 2
 REAL, CODEC = "real", "codec"  # the world's own rendering, and the same through the codecs
 
 

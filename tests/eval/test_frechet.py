@@ -194,6 +194,16 @@ def test_correlation_peaks_at_the_lag_of_the_sound() -> None:
         assert np.arange(-4, 5)[turns.argmax()] * 0.03125 == pytest.approx(lag)
 
 
+def test_one_failed_clip_does_not_decide(clips: list[Clip], raws: list[dict[str, np.ndarray]]) -> None:
+    """One clip of 57 that is all noise moves the distance less than a little hiss in every clip does."""
+    noise = np.random.default_rng(0).normal(0, 0.3, clips[0].audio.shape)
+    failed = [sound_features(Sound(noise, 16000)), *(raw["sound"] for raw in raws[1:])]
+    hiss = np.random.default_rng(0).normal(0, 0.002, clips[0].audio.shape)
+    noisy = [sound_features(Sound(c.audio + hiss, c.sample_rate)) for c in clips]
+    floor = distances(raws)["sound"]
+    assert floor < changed(raws, sound=failed)["sound"] < changed(raws, sound=noisy)["sound"]
+
+
 def test_form_of_clips() -> None:
     video = np.zeros((32, 64, 64, 3), np.uint8)
     assert comparable(video, 16, 16000)
