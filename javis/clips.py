@@ -92,11 +92,6 @@ def main(args: SampleArgs) -> int:
         if scale is not None and not 0 <= scale <= MAX_GUIDANCE:  # refuses NaN, too
             raise UsageError(f"{name} must be between 0 and {MAX_GUIDANCE:g} (1 = none), got {scale}")
     check_ranges(args.sampler.given())
-    if args.cfg_parallel > 1 and (args.sampler.guidance_interval is not None or (args.sampler.uncond_every or 1) > 1):
-        raise UsageError(
-            "--cfg-parallel 2 shares out the halves of guidance, and with --guidance-interval or --uncond-every there "
-            "is often but one; use --seq-parallel, or leave these out"
-        )
     if not 1 <= args.best_of <= MAX_BEST_OF:
         raise UsageError(f"best-of must be a whole number from 1 to {MAX_BEST_OF}, got {args.best_of}")
     if args.sampler.cache not in (None, "none") and (args.cuda_graphs or args.cfg_parallel * args.seq_parallel > 1):
@@ -326,6 +321,7 @@ def _usable(
         UsageError: it can make none of them, and these are all there are (``only``).
     """
     from javis.generation import sampler_of
+    from javis.variants import choose_variant, variant_sampling
 
     usable = []
     options = args.sampler.given()
@@ -335,7 +331,9 @@ def _usable(
             if request.seconds is not None:
                 pipe.frames_of(request.seconds)
             if options:
-                sampling = pipe.description["sampling"]
+                named = {name: getattr(args, name) for name in ("guidance", "audio_guidance", "order", "negative_prompt")}
+                choice = choose_variant(pipe.description, args.variant, options | named | {"steps": request.steps})
+                sampling = variant_sampling(pipe.description, choice.variant)
                 steps = sampling["steps"] if request.steps is None else request.steps
                 sampler_of(sampling, options, steps=steps, order=args.order or sampling.get("order", "together"))
             usable.append(request)
