@@ -331,7 +331,9 @@ def _usable(
             if request.seconds is not None:
                 pipe.frames_of(request.seconds)
             if options:
-                named = {name: getattr(args, name) for name in ("guidance", "audio_guidance", "order", "negative_prompt")}
+                named = {
+                    name: getattr(args, name) for name in ("guidance", "audio_guidance", "order", "negative_prompt")
+                }
                 choice = choose_variant(pipe.description, args.variant, options | named | {"steps": request.steps})
                 sampling = variant_sampling(pipe.description, choice.variant)
                 steps = sampling["steps"] if request.steps is None else request.steps
