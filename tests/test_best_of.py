@@ -103,6 +103,13 @@ def test_a_seed_of_the_sound_stays(pipe: JavisPipeline) -> None:
     assert np.abs(again.video.astype(int) - best.video).max() <= 1 and np.abs(again.audio - best.audio).max() < 1e-4
 
 
+def test_the_report_of_a_cache_is_that_of_the_clip_that_was_kept(pipe: JavisPipeline) -> None:
+    options: dict[str, Any] = {**QUICK, "steps": 3, "cache": "first-block=0.5"}
+    best = pipe(PROMPTS, seed=5, best_of=3, batch_size=4, **options)
+    alone = pipe(PROMPTS, seed=best.seeds, **options)
+    assert best.caches is not None and best.caches == alone.caches and len(best.caches) == 3
+
+
 def test_no_candidate_is_written_while_it_is_decoded(pipe: JavisPipeline) -> None:
     def take(*_: Any, **__: Any) -> np.ndarray:
         raise AssertionError("which clip is kept is known later")
