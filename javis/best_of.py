@@ -64,7 +64,6 @@ def generate_best(
     scores: list[list[Candidate]] = [[] for _ in captions]
     best: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     caches: dict[int, dict[str, Any]] = {}
-    reports: dict[int, Any] = {}  # of the caches across steps
     spent: dict[str, float] = {}
     starts = range(0, len(clips), asked.batch_size)
     with _progress(pipe, progress, len(starts)) as report, _whole_clips(pipe):
@@ -86,7 +85,6 @@ def generate_best(
                 score = round(sync_score(video, audio, batch.fps, batch.sample_rate), DIGITS)
                 if clip not in best or score > max(candidate.score for candidate in scores[clip]):
                     best[clip] = (video.copy(), audio.copy())
-                    reports[clip] = None if batch.caches is None else batch.caches[index]
                     caches |= {} if batch.caches is None else {clip: batch.caches[index]}
                 scores[clip].append(Candidate(seed, score))
             for name, value in {**batch.seconds_per_stage, "sync_score": time.perf_counter() - started}.items():
@@ -101,7 +99,6 @@ def generate_best(
         candidates=scores,
         caches=[caches[clip] for clip in range(len(captions))] if caches else None,
         audio_seeds=audio_seeds,
-        caches=None if batch.caches is None else [reports[clip] for clip in range(len(captions))],
     )
 
 
