@@ -30,7 +30,10 @@ def environment(device: str = "cpu") -> dict[str, Any]:
         "python": platform.python_version(),
         "compiler": native.build_info().get("compiler"),
         "commit": _git("rev-parse", "--short", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        # Rows are appended to a file of the tree: results beside unchanged code do not make it another tree.
+        "dirty": bool(
+            _git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)benchmarks/results")
+        ),
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
     }
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
+import subprocess
 import time
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from javis import bench
 from javis.bench import BenchConfig
+from javis.bench_environment import environment
 from javis.bench_plot import plot_speedup
 from javis.errors import UsageError
 from javis.kernels import native
@@ -76,6 +79,22 @@ def test_rows(tmp_path: Path) -> None:
     both = by["eager", "forward+backward"]
     flops = (9 + 14) * 240
     assert both["tflop_per_s"] == pytest.approx(flops / both["p50_ms"] / 1e9, rel=0.1, abs=1e-5)
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_rows_that_were_just_written_are_no_change_of_the_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, code = tmp_path / "benchmarks/results/cpu.jsonl", tmp_path / "code.py"
+    rows.parent.mkdir(parents=True)
+    for file in (rows, code):
+        file.write_text("one\n")
+    who = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+    for command in (["init", "-q"], ["add", "."], [*who, "commit", "-qm", "one"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    monkeypatch.chdir(rows.parent)  # from wherever it is asked
+    rows.write_text("two\n")
+    assert environment()["dirty"] is False
+    code.write_text("two\n")
+    assert environment()["dirty"] is True
 
 
 @pytest.mark.usefixtures("small_cases")
