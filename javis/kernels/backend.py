@@ -28,6 +28,13 @@ Check = Callable[..., "str | None"]
 # A plain module attribute, not a ContextVar: torch.compile guards on it, so that compiled code follows use_backend.
 # Read from the environment once, when the package is imported.
 _default: Backend = Backend.parse(os.environ.get("JAVIS_BACKEND") or "auto")
+# Backends that refuse every tensor of a device, or that auto never takes there (`why_not_auto`). Their checks need not
+# be asked in every call, which on small tensors takes as long as the op.
+_ELSEWHERE: dict[str, frozenset[Backend]] = {
+    "cpu": frozenset({Backend.CUDA, Backend.TRITON, Backend.FLASH_ATTN}),
+    "cuda": frozenset({Backend.CPU, Backend.ONEDNN}),
+}
+_NOWHERE: frozenset[Backend] = frozenset()
 _explained: set[tuple[str, Backend]] = set()
 _left_alone: set[tuple[str, Backend]] = set()
 
@@ -90,7 +97,7 @@ def select(op: str, checks: Mapping[Backend, Check], *args: object, backend: Bac
         ValueError: the tensors are on different devices.
     """
     wanted = Backend.parse(backend)
-    _one_device(op, args)
+    device = _one_device(op, args)
     if wanted is Backend.AUTO:
         wanted = _default
         if wanted is not Backend.AUTO and wanted not in checks:
@@ -105,16 +112,20 @@ def select(op: str, checks: Mapping[Backend, Check], *args: object, backend: Bac
             )
         return wanted
     order = choices.order(op, checks, args)
+    elsewhere = _NOWHERE if device is None else _ELSEWHERE.get(device.type, _NOWHERE)
     for candidate in order:
-        if why_not_auto(checks, candidate, *args) is None:
+        if candidate not in elsewhere and why_not_auto(checks, candidate, *args) is None:
             if not torch.compiler.is_compiling():  # a logger call would break the graph
                 _explain_once(op, candidate, checks, order, args)
             return candidate
     raise AssertionError(f"{op}: the reference must accept every valid call")
 
 
-def _one_device(op: str, args: tuple[object, ...]) -> None:
-    """No backend can take tensors of two devices, so this is an error of the call; a CPU scalar goes everywhere."""
+def _one_device(op: str, args: tuple[object, ...]) -> torch.device | None:
+    """The device of all tensors. Those of two are an error of the call: no backend takes them.
+
+    A CPU scalar goes everywhere; with nothing else there is no device (None).
+    """
     first: torch.Tensor | None = None
     for arg in args:
         if isinstance(arg, torch.Tensor) and (arg.ndim > 0 or arg.device.type != "cpu"):
@@ -124,6 +135,7 @@ def _one_device(op: str, args: tuple[object, ...]) -> None:
                     f"{op}: expected all tensors on {first.device} like the first, got {shape} on {arg.device}"
                 )
             first = arg if first is None else first
+    return None if first is None else first.device
 
 
 def _say_once(op: str, wanted: Backend) -> None:

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from javis.errors import UsageError
-from javis.kernels import OPS
-from javis.kernels.backend import Backend, Check, select, use_backend, why_not
+from javis.kernels import OPS, backend
+from javis.kernels.backend import Backend, Check, select, use_backend, why_not, why_not_auto
 
 
 def table(**reasons: str | None) -> dict[Backend, Check]:
@@ -140,3 +140,22 @@ def test_environment_variable(value: str, expected: int) -> None:
         assert done.stdout.strip() == (value or "auto")
     else:
         assert "unknown backend 'nonsense'" in done.stderr
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_what_auto_does_not_ask_about_would_have_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On CPU tensors, of every op: the backends that are passed over refuse the call, so that the choice is the same."""
+    op = OPS[name]
+    case = min(op.cases(), key=lambda case: case.bytes())
+    args, kwargs = case.inputs()
+    seen: list[tuple[object, ...]] = []
+    checks = op.checks
+    assert isinstance(checks, dict)
+    monkeypatch.setitem(checks, Backend.REFERENCE, lambda *call: seen.append(call))
+    op.function(*args, **kwargs, backend="reference")
+    skipped = backend._ELSEWHERE["cpu"] & set(checks)
+    for candidate in skipped:
+        assert why_not_auto(checks, candidate, *seen[0]) is not None, candidate
+    chosen = select(name, checks, *seen[0], backend="auto")
+    monkeypatch.setattr(backend, "_ELSEWHERE", {})
+    assert select(name, checks, *seen[0], backend="auto") is chosen
