@@ -194,18 +194,19 @@ def end_to_end_sections(rows: list[Row]) -> str:
 
 
 def sampling_section(rows: list[Row]) -> str:
-    """Seconds per stage of one clip from the command line."""
+    """Seconds per stage of one clip from the command line: the newest rows, and those with the same stages."""
     newest = {(row.get("ops", "reference"), row["steps"], row["guidance"], row["threads"]): row for row in rows}
     if not newest:
         return ""
-    stages = list(next(iter(newest.values()))["seconds_per_stage"])
+    stages = list(next(reversed(newest.values()))["seconds_per_stage"])
+    newest = {key: row for key, row in newest.items() if list(row["seconds_per_stage"]) == stages}
     cells = [
         [
             ops,
             steps,
             guidance,
             threads,
-            *(row["seconds_per_stage"].get(stage) for stage in stages),
+            *(row["seconds_per_stage"][stage] for stage in stages),
             row["seconds_total"],
         ]
         for (ops, steps, guidance, threads), row in newest.items()

@@ -104,9 +104,9 @@ def test_auto_explains_itself_once(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_tensors_on_two_devices_are_refused_before_the_choice() -> None:
     x, elsewhere = torch.zeros(2), torch.zeros(3, device="meta")
-    for backend in ("auto", "cpu", "cuda"):
+    for named in ("auto", "cpu", "cuda"):
         with pytest.raises(ValueError, match=r"op: expected all tensors on cpu like the first, got \(3,\) on meta"):
-            select("op", table(cuda="no GPU", cpu=None, reference=None), x, None, elsewhere, backend=backend)
+            select("op", table(cuda="no GPU", cpu=None, reference=None), x, None, elsewhere, backend=named)
     scalar = torch.tensor(1.0)  # a CPU scalar goes with every device, as in PyTorch
     assert select("op", table(cpu=None, reference=None), scalar, elsewhere, scalar, backend="auto") is Backend.CPU
 
@@ -144,7 +144,7 @@ def test_environment_variable(value: str, expected: int) -> None:
 
 @pytest.mark.parametrize("name", OPS)
 def test_what_auto_does_not_ask_about_would_have_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On CPU tensors, of every op: the backends that are passed over refuse the call, so that the choice is the same."""
+    """On CPU tensors, of every op: the backends that are passed over refuse the call, so the choice is the same."""
     op = OPS[name]
     case = min(op.cases(), key=lambda case: case.bytes())
     args, kwargs = case.inputs()
