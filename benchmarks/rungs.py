@@ -6,6 +6,7 @@ compile        + torch.compile of the blocks (28 layers share the code that is c
 fused          de-duplicated on our kernels with folded priors, no torch.compile
 fused_compile  fused + torch.compile of what lies between the kernels
 graph          + the whole step as one CUDA graph
+overlap        + picture and sound of a layer on two streams (javis/sample/overlap.py); on a CPU one after the other
 fp8            + FP8 linear layers (javis/precision.py); emulated where the quick run is on a CPU
 fp8_te         fused with FP8 linear layers of Transformer Engine, where it is installed
 interval       fused_compile with guidance at timesteps 200 to 800 only; elsewhere the conditional half alone
@@ -38,8 +39,12 @@ from javis.plan import Grid, PlanArgs, _official, official_latents, token_grid
 from javis.precision import apply_precision
 from javis.precision import why_not as why_no_precision
 from javis.sample.cache import CachedDenoiser
+from javis.sample.overlap import overlap_streams
 
-RUNGS = ("upstream", "eager", "compile", "fused", "fused_compile", "graph", "fp8", "fp8_te", "interval", "cache")
+RUNGS = (
+    "upstream", "eager", "compile", "fused", "fused_compile", "graph", "overlap", "fp8", "fp8_te", "interval", "cache",
+)  # fmt: skip
+GRAPHED = ("graph", "overlap", "fp8")
 APPROXIMATE = ("interval", "cache")  # steps differ in cost: whole loops are timed, of the longest schedule
 GUIDANCE = 7.0
 INTERVAL = (200.0, 800.0)  # timesteps
@@ -135,7 +140,9 @@ class Runner:
             model = apply_precision(model, "fp8", emulate=device != "cuda")
         elif rung == "fp8_te":
             model = apply_precision(model, "fp8-te")
-        if rung in ("compile", "fused_compile", "graph", "fp8", *APPROXIMATE):
+        if rung == "overlap" and device == "cuda":
+            overlap_streams(model)
+        if rung in ("compile", "fused_compile", *GRAPHED, *APPROXIMATE):
             compile_blocks(model, backend=backend)
         self.model = model
         self.noise, self.told = inputs(clip, guided, device, next(iter(weights.values())).dtype)
@@ -204,7 +211,7 @@ class Runner:
 
     def capture(self) -> None:
         """Make the step one CUDA graph, for the rungs that have it. On a CPU the step runs as it is."""
-        if self.rung not in ("graph", "fp8") or self.device != "cuda":
+        if self.rung not in GRAPHED or self.device != "cuda":
             return
         graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())

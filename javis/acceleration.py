@@ -25,6 +25,7 @@ def accelerate(
     emulate: bool = False,
     compile_blocks: bool = False,
     cuda_graphs: bool = False,
+    overlap: bool = False,
 ) -> JavisPipeline:
     """Change how a pipeline's model computes, in place.
 
@@ -35,6 +36,7 @@ def accelerate(
         scaling: of Transformer Engine. emulate: see `apply_precision`.
         compile_blocks: torch.compile of the blocks (:mod:`javis.compiled`). The first clip of a size is slow.
         cuda_graphs: replay each step as a CUDA graph (:mod:`javis.sample.graph`).
+        overlap: picture and sound of a layer on two CUDA streams (:mod:`javis.sample.overlap`).
 
     Raises:
         UsageError: what cannot run here, with the reason; nothing is changed then but what came before it.
@@ -62,6 +64,11 @@ def accelerate(
             keep = [] if folder is None or precision == "bf16" else read_keep(folder)
         for model in models:
             apply_precision(model, precision, keep=keep, scaling=scaling, emulate=emulate)
+    if overlap:
+        from javis.sample.overlap import overlap_streams
+
+        for model in models:
+            overlap_streams(model)
     if compile_blocks:
         from javis import compiled
 

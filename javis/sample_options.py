@@ -57,6 +57,8 @@ class PipelineArgs:
     cuda_graphs: bool = False
     """Replay each denoising step as one CUDA graph."""
     sampler: tyro.conf.OmitArgPrefixes[SamplerArgs] = field(default_factory=SamplerArgs)
+    overlap: bool = False
+    """Picture and sound of a layer on two CUDA streams, side by side."""
     condition_cache: Path | None = None
     """Folder where the hidden states of captions are kept, so that a caption is encoded once (full size only)."""
 
@@ -175,7 +177,7 @@ def load_pipeline(args: PipelineArgs) -> JavisPipeline:
     from javis.model.ops import ModelOps
     from javis.pipeline import JavisPipeline
 
-    if args.precision is not None or args.cuda_graphs:
+    if args.precision is not None or args.cuda_graphs or args.overlap:
         _check_speed(args)
     ops = ModelOps.fused() if args.ops == "fused" else ModelOps()
     options: dict[str, Any] = {"ops": ops}
@@ -202,13 +204,21 @@ def _check_speed(args: PipelineArgs) -> None:
         raise UsageError(f"--precision {args.precision} {reason}")
     if args.cuda_graphs and (reason := CudaGraphs().why_not(device)) is not None:
         raise UsageError(f"--cuda-graphs {reason}; leave it out")
+    if args.overlap and device.type != "cuda":
+        raise UsageError(f"--overlap needs a CUDA device, the model is on {device}; leave it out")
 
 
 def _accelerated(args: PipelineArgs, pipe: JavisPipeline) -> JavisPipeline:
     if args.condition_cache is not None:
         pipe.cache_conditions(args.condition_cache)
-    if args.precision is None and not args.compile and not args.cuda_graphs:
+    if args.precision is None and not (args.compile or args.cuda_graphs or args.overlap):
         return pipe
     from javis.acceleration import accelerate
 
-    return accelerate(pipe, precision=args.precision, compile_blocks=args.compile, cuda_graphs=args.cuda_graphs)
+    return accelerate(
+        pipe,
+        precision=args.precision,
+        compile_blocks=args.compile,
+        cuda_graphs=args.cuda_graphs,
+        overlap=args.overlap,
+    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import cast
 
 import torch
@@ -41,6 +42,11 @@ def _frame_mask(mask: Tensor | None, batch: int, frames: int, patch: int) -> Ten
     return None if mask is None else mask.bool()[:, ::patch]
 
 
+def in_turn(video: Callable[[], Tensor], audio: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
+    """The two streams of a layer, one after the other."""
+    return video(), audio()
+
+
 class JavisDiT(nn.Module):
     """Predicts the velocity ``x_start - noise`` of video and audio latents.
 
@@ -61,6 +67,8 @@ class JavisDiT(nn.Module):
         self.audio_final = FinalLayer(c, ops, math.prod(c.audio_patch) * c.audio_out_channels)
         # What a step runs in: javis/precision.py puts a library's FP8 context here.
         self.step_context: Callable[[], AbstractContextManager[None]] = nullcontext
+        # How the streams of a layer run, which up to `meet` are independent: javis/sample/overlap.py has another way.
+        self.run_streams: Callable[[Callable[[], Tensor], Callable[[], Tensor]], tuple[Tensor, Tensor]] = in_turn
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -264,8 +272,10 @@ class JavisDiT(nn.Module):
             start = self.begin(video, audio, timestep, condition, video_mask, audio_mask, end)
             v, a = start.video, start.audio
             for number in range(self.config.depth):
-                v = self.stream("video", number, v, start, condition)
-                a = self.stream("audio", number, a, start, condition)
+                v, a = self.run_streams(
+                    partial(self.stream, "video", number, v, start, condition),
+                    partial(self.stream, "audio", number, a, start, condition),
+                )
                 v, a = self.meet(number, v, a, condition)
             return self.finish(v, a, start, video, audio, timestep, condition)
 
