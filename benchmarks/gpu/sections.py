@@ -202,7 +202,7 @@ def model(c: Context) -> list[Step]:
             "--guidance",
             "with",
         )
-        rungs = ("--rungs", "upstream", "eager", "fused", "graph", "fp8", "fp8_te", "interval", "cache")
+        rungs = ("--rungs", "upstream", "eager", "fused", "graph", "overlap", "fp8", "fp8_te", "interval", "cache")
         command = c.module("benchmarks.ladder", *common, *quick, *rungs, "--json", c.out / "ladder.json")
         decode = c.module("benchmarks.decode", "--quick", "--repeats", 1, "--results", c.results)
         return [
