@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from javis.kernels import native
+from javis.kernels import backend, native
 from javis.kernels.triton_support import HAS_TRITON
 from tests.kernels.emulation import emulated_ops, needs_emulator
 
@@ -57,5 +57,6 @@ def cuda_device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(torch.ops, "javis_cuda", emulated_ops(), raising=False)
         monkeypatch.setattr(native, "WHY_NOT_CUDA", None)
         monkeypatch.setattr(native, "CUDA_DEVICE", "cpu")
+        monkeypatch.setattr(backend, "_ELSEWHERE", {})  # the emulator stands for a GPU, on CPU tensors
     device: str = request.param
     return device
