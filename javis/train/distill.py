@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from javis.errors import UsageError
-from javis.flow import NUM_TIMESTEPS, _spread, add_noise, masked_mean
+from javis.flow import NUM_TIMESTEPS, _spread, add_noise, masked_mean, transform_timestep
 from javis.model.dit import JavisDiT, Velocity
 from javis.train.checkpoint import Ema, flatten_optimizer, load_state, restore_optimizer, save_state
 from javis.train.distill_config import DistillConfig
@@ -94,17 +94,16 @@ class Lessons:
             part = int(rng.integers(self.ways.parts))
             steps = int(rng.choice(c.windows, p=np.array(c.window_shares) / sum(c.window_shares)))
             width, k = self.states // steps, int(rng.integers(steps))
-            found.append((part, steps, k * width, (k + 1) * width, int(clip)))
-        windows = [self.ways.window(clip, part, begin, end) for part, _, begin, end, clip in found]
+            found.append((part, k * width, (k + 1) * width, int(clip)))
+        windows = [self.ways.window(clip, part, begin, end) for part, begin, end, clip in found]
         video, audio, video_end, audio_end = (torch.stack([w[i] for w in windows]) for i in range(4))
         second = torch.tensor([part > 0 for part, *_ in found])
         grid = torch.tensor(self.ways.grid)
         batch = {
             "video": video,
             "audio": audio,
-            "t": grid[[begin for _, _, begin, _, _ in found]],
-            "end": grid[[end for _, _, _, end, _ in found]],
-            "steps": torch.tensor([steps for _, steps, *_ in found]),
+            "t": grid[[begin for _, begin, _, _ in found]],
+            "end": grid[[end for _, _, end, _ in found]],
             "scales": torch.tensor([guidance_of(c, int(i)) for i in index], dtype=torch.float32),
             "video_mask": torch.ones(len(index), video.shape[2], dtype=torch.bool),
             "audio_mask": ~second[:, None].expand(-1, audio.shape[2]),
@@ -112,7 +111,7 @@ class Lessons:
         dt = (batch["t"] - batch["end"]) / NUM_TIMESTEPS
         batch["video_target"] = (video_end - video) / _spread(dt, video)
         batch["audio_target"] = (audio_end - audio) / _spread(dt, audio)
-        return batch
+        return {name: value.to(self.pipe.device) for name, value in batch.items()}
 
     def anew(self, batch: dict[str, Any], index: np.ndarray, generator: torch.Generator, any_time: bool) -> None:
         """Other points for the methods that ask the teacher there: its finished clips with fresh noise.
@@ -120,39 +119,30 @@ class Lessons:
         At any timestep (guidance), or at those where the windows begin (shortcut).
         """
         if any_time:
-            share = torch.rand(len(index), generator=generator)
-            r = (
-                self.ways.grid[len(self.ways.grid) // 2] / NUM_TIMESTEPS
-            )  # the middle of the grid says how it is shifted
-            ratio = r / (1 - r)
-            batch["t"] = ratio * share / (1 + (ratio - 1) * share) * NUM_TIMESTEPS
+            middle = self.ways.grid[len(self.ways.grid) // 2] / NUM_TIMESTEPS  # says how the grid is shifted
+            uniform = torch.rand(len(index), generator=generator) * NUM_TIMESTEPS
+            batch["t"] = transform_timestep(uniform, middle / (1 - middle)).to(batch["t"].device)
         heard = batch["audio_mask"][:, 0]
         last = [self.ways.window(int(i), self.ways.parts - 1, self.states, self.states) for i in index]
         for name, clean in (("video", [w[0] for w in last]), ("audio", [w[1] for w in last])):
-            x = torch.stack(clean)
-            noisy = add_noise(x, torch.randn(x.shape, generator=generator), batch["t"])
+            x = torch.stack(clean).to(batch["t"].device)
+            noisy = add_noise(x, torch.randn(x.shape, generator=generator).to(x), batch["t"])
             batch[name] = noisy if name == "video" else torch.where(_spread(heard, x), noisy, x)
 
     def told(self, index: np.ndarray) -> dict[str, Any]:
-        """Arguments of ``condition`` for the given clips, and the teacher's conditioning beside them."""
+        """Arguments of ``condition`` for the given clips: the student computes its conditioning with gradients."""
         numbers = [int(i) for i in index]
         captured: dict[str, Any] = {}
-        model = self.pipe.model
 
         class Capture:
-            """Takes the arguments that the pipeline would give to the model."""
-
-            null_text, null_prior = model.null_text, model.null_prior
+            """Stands for the model that is told, and keeps what it is told."""
 
             @staticmethod
             def condition(text: Tensor, **kwargs: Any) -> None:
                 captured.update(kwargs, text=text)
 
-        self.pipe.model = Capture
-        try:
-            conditioning(self.pipe, self.config, [self.ways.captions[n] for n in numbers], numbers, guided=False)
-        finally:
-            self.pipe.model = model
+        captions = [self.ways.captions[n] for n in numbers]
+        conditioning(self.pipe, self.config, captions, numbers, guided=False, model=Capture)
         return captured
 
     @torch.no_grad()
@@ -187,7 +177,7 @@ class Lessons:
     @torch.no_grad()
     def _two_halves(self, batch: dict[str, Any], task: Task, average: JavisDiT, single: Velocity) -> Velocity:
         """Average velocity over two half steps of the averaged student; ``single`` where a window is the shortest."""
-        grid = torch.tensor(self.ways.grid)
+        grid = torch.tensor(self.ways.grid, device=batch["t"].device)
         begin = (grid[None] - batch["t"][:, None]).abs().argmin(1)
         stop = (grid[None] - batch["end"][:, None]).abs().argmin(1)
         middle = grid[(begin + stop) // 2]
@@ -237,18 +227,18 @@ def _worker(rank: int, config: DistillConfig) -> None:
     store = f"file://{(out / f'{config.method}.store').resolve()}"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
     pipe = JavisPipeline.from_pretrained(config.teacher, device=config.device)
-    student = student_of(pipe.model, config)
+    student = student_of(pipe.model, config).to(pipe.device)
     named = [(n, p) for n, p in student.named_parameters() if n != "embed.audio_text.null" and p.requires_grad]
     student.embed.audio_text.null.requires_grad_(False)  # tied to the video's null caption
     optimizers = build_optimizers(named, config, stage.learning_rate)
     ema = Ema(student, config.ema)
-    average = student_of(pipe.model, config).requires_grad_(False).eval()
+    average = student_of(pipe.model, config).to(pipe.device).requires_grad_(False).eval()
     step, seconds = 0, 0.0
     if (found := load_state(folder)) is not None:
         state, groups = found
         step, seconds, ema.updates = state["step"], state["seconds"], state["ema_updates"]
         student.load_state_dict(groups["model"])
-        ema.shadow = groups["ema"]
+        ema.shadow = {name: value.to(pipe.device) for name, value in groups["ema"].items()}
         for optimizer, order in optimizers:
             mine = {k: x for k, x in groups["optimizer"].items() if k.rsplit("/", 1)[0] in order}
             restore_optimizer(optimizer, order, mine)
@@ -267,7 +257,8 @@ def _worker(rank: int, config: DistillConfig) -> None:
         for optimizer, _ in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["rate"]
-        average.load_state_dict(ema.shadow)
+        if config.method == "shortcut":
+            average.load_state_dict(ema.shadow)
         losses = running(lessons.training_batch(step, rank, world, task, average))
         losses[0].backward()
         norm = nn.utils.clip_grad_norm_(student.parameters(), config.clip_gradient)

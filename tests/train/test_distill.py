@@ -291,3 +291,11 @@ def test_the_full_size_recipe_at_toy_size(
         assert found.training_pflop == pytest.approx(forward * 2400 * 16 * passes)
         assert found.hours == pytest.approx((found.recording_pflop + found.training_pflop) * 1e15 / 500e12 / 3600)
         assert f"{found.hours:.3g} GPU hours" in caplog.text
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("method", ["reflow", "shortcut", "guidance"])
+def test_distillation_on_a_gpu(method: str, teacher: Path, tmp_path: Path) -> None:
+    folder = distill.run(settings(teacher, tmp_path / "run", method=method, device="cuda"))
+    assert json.loads((folder / "student.json").read_text())["steps"] == 2
