@@ -39,12 +39,12 @@ from javis.generation import (
     seconds_range,
 )
 from javis.model.codecs import AudioCodec, VideoCodec
-from javis.model.dit import Conditioning, JavisDiT
+from javis.model.dit import JavisDiT
 from javis.model.ops import ModelOps
 from javis.model.prior import PriorEstimator, Priors
 from javis.model.text import TextEncoder
 from javis.residency import Residency
-from javis.sample import Denoiser, Guidance, Order
+from javis.sample import Denoiser, Order
 from javis.sampler_options import SamplerKeywords
 from javis.student import Student
 from javis.variants import Variant
@@ -307,29 +307,7 @@ class JavisPipeline:
         told = text if self.prior_text_encoder is None else self.encode_text(captions, for_prior=True)[0]
         return text, mask, self.estimate_priors(told, seeds, zero_prior=zero_prior)
 
-    def condition(
-        self,
-        text: Tensor,
-        mask: Tensor,
-        priors: Priors,
-        *,
-        frames: int,
-        samples: int,
-        guided: bool,
-        negative: tuple[Tensor, Tensor] | None = None,
-        audio_negative: tuple[Tensor, Tensor] | None = None,
-        with_bidirectional: bool = True,
-        size: FrameSize | None = None,
-        fps: float | None = None,
-        model: JavisDiT | None = None,
-        scales: Guidance | None = None,
-    ) -> Conditioning:
-        """Conditioning of the prompts, and of the unconditional samples after them (:mod:`javis.conditioning`)."""
-        return conditioned(
-            self, text, mask, priors, frames=frames, samples=samples, guided=guided, negative=negative,
-            audio_negative=audio_negative, with_bidirectional=with_bidirectional, size=size, fps=fps, model=model,
-            scales=scales,
-        )  # fmt: skip
+    condition = conditioned  # of the prompts, and of the unconditional samples after them: javis/conditioning.py
 
     # -- all of it ----------------------------------------------------------------------------------------------------
 

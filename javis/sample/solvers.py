@@ -25,6 +25,7 @@ Multistep solvers start with first order, and end with it ("lower order final"):
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
@@ -162,7 +163,7 @@ class _TwoStages:
 # -- one evaluation an interval ---------------------------------------------------------------------------------------
 
 
-class _Multistep:
+class _Multistep(ABC):
     """Sums over the last evaluations. Each frame has the order that its own history allows."""
 
     def __init__(self, points: Sequence[float], order: int) -> None:
@@ -204,18 +205,18 @@ class _Multistep:
         points, values = zip(*list(self._history)[:order], strict=True)
         return list(points), list(values)
 
+    @abstractmethod
     def _value(self, z: Tensor, v: Tensor, s: float) -> Tensor:
         """What is kept of an evaluation."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _predict(self, z: Tensor, t: float, order: int) -> Tensor:
         """From the newest evaluation, at ``z``, to t."""
-        raise NotImplementedError
 
     def _correct(self, z: Tensor, value: Tensor, s: float, active: Tensor | None, starting: Tensor | None) -> Tensor:
         return z
 
-    def _keep(self, z: Tensor, order: int, active: Tensor | None) -> None:
+    def _keep(self, z: Tensor, order: int, active: Tensor | None) -> None:  # noqa: B027 - a hook: what has no corrector keeps nothing
         """What the corrector will want of this step."""
 
 
