@@ -187,6 +187,27 @@ def test_the_guided_velocity(recorded: tuple[DistillConfig, JavisPipeline, Traje
             torch.testing.assert_close(a[b], u[b] + scale * (c[b] - u[b]), rtol=1e-4, atol=1e-4)
 
 
+def test_fresh_noise_leaves_a_given_sound_clean(recorded: tuple[DistillConfig, JavisPipeline, Trajectories]) -> None:
+    """x_t - (1 - s) x is s times standard normal noise where something is generated, and nothing where it is given."""
+    config, pipe, ways = recorded
+    lessons = Lessons(pipe, ways, config)
+    index = np.arange(4).repeat(4)
+    batch = lessons.draw(index, np.random.default_rng(0))
+    heard = batch["audio_mask"][:, 0]
+    assert heard.any() and not heard.all()
+    for any_time in (False, True):
+        lessons.anew(batch, index, torch.Generator().manual_seed(2), any_time)
+        share = (batch["t"] / 1000).double()
+        for b, clip in enumerate(index):
+            last = ways.window(int(clip), 1, 4, 4)
+            for name, clean, given in (("video", last[0], False), ("audio", last[1], not heard[b])):
+                if given:
+                    assert torch.equal(batch[name][b], clean)
+                else:
+                    noise = (batch[name][b].double() - (1 - share[b]) * clean.double()) / share[b]
+                    assert abs(float(noise.std()) - 1) < 0.15 and abs(float(noise.mean())) < 0.15
+
+
 def test_two_half_steps_of_a_shortcut(recorded: tuple[DistillConfig, JavisPipeline, Trajectories]) -> None:
     """A student that knows dx/ds = x exactly: its average velocity over a step is x (exp(-ds) - 1) / ds, so that two
     half steps give what one whole step does. A wrong middle, share or start would not. A given sound stays."""
