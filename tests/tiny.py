@@ -15,6 +15,7 @@ from javis.train.checkpoint import save_state
 from javis.train.config import DemoTrainConfig, StageConfig
 from javis.train.demo import export
 from javis.train.latents import save_codecs
+from javis.train.refinement import RefinementTraining
 from javis.world import WorldConfig
 
 
@@ -33,6 +34,7 @@ def tiny_config(out: Path, **changes: object) -> DemoTrainConfig:
         "joint": StageConfig(steps=2, warmup=1),
         "world": WorldConfig(size=32),
         "video_codec": PatchTransformConfig(channels=3, patch=(2, 8, 8), coefficients=6),
+        "refinement": RefinementTraining(channels=4, clips=3, steps=2, batch=2, latents=3),
         "audio_codec": PatchTransformConfig(channels=1, patch=(8, 16), coefficients=5),
         "mel": LogMelConfig(iterations=4),
         "width": 24,

@@ -11,6 +11,7 @@ from javis.model.config import JavisDiTConfig
 from javis.model.prior import PriorConfig
 from javis.model.text import WordEncoderConfig
 from javis.model.vocoder import LogMelConfig
+from javis.train.refinement import RefinementTraining
 from javis.world import VOCABULARY, WorldConfig
 
 
@@ -72,6 +73,7 @@ class DemoTrainConfig:
     video_codec: PatchTransformConfig = field(
         default_factory=lambda: PatchTransformConfig(channels=3, patch=(2, 8, 8), coefficients=40)
     )
+    refinement: RefinementTraining = field(default_factory=RefinementTraining)  # of the pictures decoded by it
     audio_codec: PatchTransformConfig = field(
         default_factory=lambda: PatchTransformConfig(channels=1, patch=(8, 16), coefficients=48)
     )

@@ -26,6 +26,7 @@ from javis.train.checkpoint import load_state
 from javis.train.config import DemoTrainConfig
 from javis.train.latents import build_latents, fit_codecs, load_codecs, save_codecs
 from javis.train.prior_stage import run_prior_stage
+from javis.train.refinement import refined
 from javis.train.stages import launch_flow_stage
 
 log = logging.getLogger("javis.train")
@@ -42,6 +43,8 @@ def prepare(config: DemoTrainConfig) -> tuple[PatchVideoCodec, PatchAudioCodec]:
     if not path.exists():
         video, audio = PatchVideoCodec(config.video_codec), PatchAudioCodec(config.audio_codec, config.mel)
         fit_codecs(video, audio, config.world, config.codec_clips, CODEC_SEED)
+        if config.refinement.steps:
+            video = refined(video, config.world, config.refinement, seed=config.seed)
         save_codecs(path, video, audio)
     video, audio = load_codecs(path)
     for name, clips, seed, split in (

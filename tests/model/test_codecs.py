@@ -17,6 +17,7 @@ from javis.model.codecs import (
     PatchTransform,
     PatchTransformConfig,
     PatchVideoCodec,
+    RefinementConfig,
     build_codecs,
     codec_config,
 )
@@ -129,6 +130,102 @@ def test_decoded_video_stays_in_range() -> None:
     codec = PatchVideoCodec(PatchTransformConfig(channels=3, patch=(1, 2, 2), coefficients=12))
     out = codec.decode(9 * draw(1, 12, 2, 3, 3), 2)
     assert float(out.min()) == -1 and float(out.max()) == 1
+
+
+# -- refinement --------------------------------------------------------------------------------------------------------
+
+
+def refined_codec(channels: int = 8) -> PatchVideoCodec:
+    """Random convolutions behind a fitted transform of patches of two frames."""
+    torch.manual_seed(5)
+    codec = PatchVideoCodec(
+        PatchTransformConfig(channels=3, patch=(2, 4, 4), coefficients=20), RefinementConfig(channels=channels)
+    )
+    codec.transform.fit(draw(4, 3, 6, 8, 8))
+    assert codec.refinement is not None
+    with torch.no_grad():
+        for parameter in codec.refinement.parameters():
+            parameter.copy_(0.2 * torch.randn(parameter.shape))
+    return codec
+
+
+def test_a_new_refinement_changes_nothing() -> None:
+    plain = PatchVideoCodec(PatchTransformConfig(channels=3, patch=(2, 4, 4), coefficients=20))
+    refined = PatchVideoCodec(plain.config, RefinementConfig(channels=4))
+    plain.transform.fit(draw(4, 3, 6, 8, 8))
+    refined.transform.load_state_dict(plain.transform.state_dict())
+    z = 0.3 * draw(2, 20, 3, 2, 2)
+    assert torch.equal(refined.decode(z, 5), plain.decode(z, 5))
+    assert torch.equal(refined.encode(0.3 * draw(1, 3, 4, 8, 8)), plain.encode(0.3 * draw(1, 3, 4, 8, 8)))
+
+
+def test_refinement_keeps_the_moments_apart() -> None:
+    """Another latent changes its own frames and no others; a neighbour in space changes pixels across the border."""
+    codec = refined_codec()
+    z = 0.2 * draw(1, 20, 3, 2, 2)
+    moved = z.clone()
+    moved[:, :, 1] += 0.3
+    before, after = codec.decode(z, 6), codec.decode(moved, 6)
+    assert torch.equal(before[:, :, [0, 1, 4, 5]], after[:, :, [0, 1, 4, 5]])
+    assert (before[:, :, 2:4] != after[:, :, 2:4]).any()
+    aside = z.clone()
+    aside[:, :, 0, 0, 0] += 0.3
+    assert (codec.decode(aside, 6)[:, :, :2, :, 4:] != before[:, :, :2, :, 4:]).any()
+
+
+def test_refinement_is_the_same_in_any_batch_and_crops() -> None:
+    codec = refined_codec()
+    z = 0.2 * draw(3, 20, 4, 3, 2)
+    together = codec.decode(z, 7)
+    assert together.shape == (3, 3, 7, 12, 8) and together.abs().max() <= 1
+    for i in range(3):
+        assert torch.equal(codec.decode(z[i : i + 1], 7)[0], together[i])
+
+
+def test_refinement_against_its_definition() -> None:
+    """Frame pairs as six channels, 2 x 2 pixels as four: written out again with slices, in float64."""
+    codec = refined_codec().double()
+    net = codec.refinement
+    assert net is not None
+    z = 0.2 * draw(1, 20, 2, 2, 3).double()
+    plain = codec.transform.decode(z)
+    out = codec.decode(z, 4)
+    for t in range(2):
+        pair = torch.stack([plain[0, c, 2 * t + f] for c in range(3) for f in range(2)])
+        cells = torch.stack([pair[k, i::2, j::2] for k in range(6) for i in range(2) for j in range(2)])
+
+        def layer(conv: torch.nn.Conv2d, x: Tensor) -> Tensor:
+            padded = torch.nn.functional.pad(x, (1, 1, 1, 1))
+            h, w = x.shape[1:]
+            windows = torch.stack([padded[:, i : i + h, j : j + w] for i in range(3) for j in range(3)], dim=1)
+            assert conv.bias is not None
+            return torch.einsum("ock,ckhw->ohw", conv.weight.flatten(2), windows) + conv.bias[:, None, None]
+
+        def silu(x: Tensor) -> Tensor:
+            return x / (1 + torch.exp(-x))
+
+        y = silu(layer(net.second, silu(layer(net.first, cells))))
+        added = layer(net.last, y + silu(layer(net.third, y)))
+        for c in range(3):
+            for f in range(2):
+                expected = plain[0, c, 2 * t + f].clone()
+                for i in range(2):
+                    for j in range(2):
+                        expected[i::2, j::2] += added[4 * (2 * c + f) + 2 * i + j]
+                torch.testing.assert_close(out[0, c, 2 * t + f], expected.clamp(-1, 1))
+
+
+def test_refinement_configuration() -> None:
+    codec = refined_codec(6)
+    audio = PatchAudioCodec(PatchTransformConfig(channels=1, patch=(8, 16), coefficients=9), LogMelConfig())
+    again, _ = build_codecs(json.loads(json.dumps(codec_config(codec, audio))))
+    again.load_state_dict(codec.state_dict(), strict=True)
+    z = 0.2 * draw(1, 20, 2, 2, 2)
+    assert torch.equal(again.decode(z, 4), codec.decode(z, 4))
+    with pytest.raises(ValueError, match="must be even"):
+        PatchVideoCodec(PatchTransformConfig(channels=3, patch=(2, 3, 4), coefficients=4), RefinementConfig())
+    with pytest.raises(ValueError, match="1..4096"):
+        RefinementConfig(channels=0)
 
 
 # -- log-mel -----------------------------------------------------------------------------------------------------------
