@@ -1,6 +1,6 @@
 """Seconds per stage of sampling one clip with the built-in model on the kernels and on plain PyTorch, medians.
 
-    python benchmarks/sample_clip.py [--steps 16] [--repeats 5] [--threads 2]
+    python benchmarks/sample_clip.py [--variant teacher] [--steps 16] [--repeats 5] [--threads 2]
 
 Appends two rows to benchmarks/results/<device>.jsonl.
 """
@@ -27,6 +27,7 @@ class Args:
     """What to time."""
 
     prompt: str = "a red ball bounces on the left"
+    variant: str | None = None  # teacher or student; default: the one that `javis sample` takes
     steps: int | None = None  # default: the checkpoint's
     guidance: float | None = None  # default: the checkpoint's
     repeats: int = 5
@@ -40,11 +41,12 @@ def main(args: Args) -> None:
         started = time.perf_counter()
         pipes[name] = JavisPipeline.from_pretrained("demo", ops=ops)
         load[name] = time.perf_counter() - started
-        pipes[name](args.prompt, seed=0, steps=2)  # warm-up
+        pipes[name](args.prompt, seed=0, steps=args.steps, variant=args.variant)  # warm-up
     clips: dict[str, list[ClipBatch]] = {name: [] for name in pipes}
     for i in range(args.repeats):
         for name, pipe in pipes.items():  # taking turns: the machine is the same for both
-            clips[name].append(pipe(args.prompt, seed=i, steps=args.steps, guidance=args.guidance))
+            clip = pipe(args.prompt, seed=i, steps=args.steps, guidance=args.guidance, variant=args.variant)
+            clips[name].append(clip)
     rows = []
     for name, made in clips.items():
         stages = {
@@ -55,6 +57,7 @@ def main(args: Args) -> None:
             {
                 "bench": "sample_clip",
                 "ops": name,
+                "variant": made[0].choice.variant,
                 "steps": made[0].steps,
                 "guidance": made[0].guidance,
                 "order": made[0].order,

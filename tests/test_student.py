@@ -19,6 +19,7 @@ from javis.acceleration import accelerate
 from javis.cli import main
 from javis.demo_checkpoint import DEMO_FOLDER
 from javis.errors import UsageError
+from javis.eval.world_report import run
 from javis.model.config import JavisDiTConfig
 from javis.model.dit import JavisDiT
 from javis.train.export import PACKAGE_LIMIT, export_student
@@ -398,3 +399,20 @@ def test_the_command_line_makes_students_clips(
 
 def test_the_packaged_weights_are_within_their_limit() -> None:
     assert sum(path.stat().st_size for path in DEMO_FOLDER.iterdir()) <= PACKAGE_LIMIT == 25_000_000
+
+
+@pytest.mark.parametrize(("given", "expected"), [({}, "student"), ({"variant": "teacher", "steps": 2}, "teacher")])
+def test_eval_world_measures_the_variant_that_it_names(
+    pipe: JavisPipeline, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], expected: str
+) -> None:
+    made, generate = [], JavisPipeline.__call__
+
+    def spy(self: JavisPipeline, *args: Any, **kwargs: Any) -> Any:
+        made.append(generate(self, *args, **kwargs))
+        return made[-1]
+
+    monkeypatch.setattr(JavisPipeline, "__call__", spy)
+    report = run(pipe, count=1, ceiling=False, **given)
+    assert {batch.choice.variant for batch in made} == {expected} == {report["variant"]}
+    assert {batch.steps for batch in made} == {report["steps"]}
+    assert {batch.audio_guidance for batch in made} == {report["audio_guidance"]}

@@ -32,6 +32,8 @@ class EvalWorldArgs:
     """The same of the sound (default: --guidance if given, else the checkpoint's)."""
     order: Literal["together", "sound_first"] | None = None
     """Make picture and sound side by side, or the sound first (default: the checkpoint's)."""
+    variant: Literal["teacher", "student"] | None = None
+    """Which model of the checkpoint (default: the one that `javis sample` with these arguments takes)."""
     ablate: Literal["none", "prior", "bidirectional", "both"] = "none"
     """Set the priors to zero, leave out the bidirectional attention, or both."""
     split: Literal["held_out", "train", "any"] = "held_out"
@@ -68,6 +70,7 @@ def main(args: EvalWorldArgs) -> None:
             guidance=args.guidance,
             audio_guidance=args.audio_guidance,
             order=args.order,
+            variant=args.variant,
             ablate=ablate,
             ceiling=args.ceiling,
             split=args.split,

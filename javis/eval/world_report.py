@@ -260,6 +260,7 @@ def generated_clips(
     guidance: float | None = None,
     audio_guidance: float | None = None,
     order: str | None = None,
+    variant: str | None = None,
     ablate: Sequence[str] = (),
     batch_size: int = 8,
     progress: Callable[[int, int], None] | None = None,
@@ -276,6 +277,7 @@ def generated_clips(
             guidance=guidance,
             audio_guidance=audio_guidance,
             order=order,
+            variant=variant,
             ablate=tuple(ablate),
             batch_size=batch_size,
         )
@@ -300,6 +302,7 @@ def run(
     guidance: float | None = None,
     audio_guidance: float | None = None,
     order: str | None = None,
+    variant: str | None = None,
     ablate: Sequence[str] = (),
     ceiling: bool = True,
     split: str = "held_out",
@@ -313,6 +316,7 @@ def run(
         count: clips with one source, as many with two, and an eighth of it with a silent object.
         seed: of the first scene and clip.
         steps, guidance, audio_guidance, order: of the sampling; None takes the checkpoint's own.
+        variant: "teacher", "student", or None: the one that a call with these arguments takes.
         ablate: "prior" and/or "bidirectional", as the pipeline understands them.
         ceiling: also measure the same scenes rendered by the world, plain and after a round trip through the codecs.
         split: "held_out", "train" or "any".
@@ -332,8 +336,8 @@ def run(
         raise UsageError(f"cannot ablate {unknown[0]!r}; expected prior or bidirectional")
     form = WorldConfig(size=pipe.size, fps=pipe.fps, sample_rate=pipe.sample_rate)
     scenes = held_out_scenes(count, seed, split=split, config=form)
-    given = {"steps": steps, "guidance": guidance, "audio_guidance": audio_guidance}
-    variant = choose_variant(pipe.description, None, given).variant
+    given = {"steps": steps, "guidance": guidance, "audio_guidance": audio_guidance, "order": order}
+    variant = choose_variant(pipe.description, variant, given).variant
     usual = variant_sampling(pipe.description, variant)
     if audio_guidance is None:
         audio_guidance = usual.get("audio_guidance", usual["guidance"]) if guidance is None else guidance
@@ -358,6 +362,7 @@ def run(
         guidance=guidance,
         audio_guidance=audio_guidance,
         order=order,
+        variant=variant,
         ablate=ablate,
         batch_size=batch_size,
         progress=progress,
