@@ -41,9 +41,9 @@ def export_student(
             audio_guidance, order, timestep_ratio, solver, and "model", the changed fields of the configuration.
         folder: to write; ``overwrite`` replaces a checkpoint there, the teacher's folder included.
         limit: bytes that both may take; None: any.
-        revert: where both take more, leave the parameters that changed least (Frobenius norm of the change over that of
-            the teacher's) as they are in the teacher until they fit; "reverted" of the settings then names them.
-            Measure the student as it was exported.
+        revert: where both take more, leave parameters as they are in the teacher until they fit, first those that
+            changed least for their bytes (square of the Frobenius norm of the change over that of the teacher's, a
+            byte); "reverted" of the settings then names them. Measure the student as it was exported.
 
     Returns:
         ``folder``.
@@ -81,11 +81,12 @@ def export_student(
 
 
 def _revert(own: dict[str, Tensor], teacher: Mapping[str, Tensor], over: int) -> list[str]:
-    """Take the parameters that changed least out of ``own`` until ``over`` bytes are gone; returns their names."""
+    """Take the parameters that changed least a byte out of ``own`` until ``over`` bytes are gone; returns their names."""
 
     def change(name: str) -> float:
         before = teacher[name].float()
-        return float((own[name].float() - before).norm() / before.norm().clamp(min=1e-12))
+        share = (own[name].float() - before).norm() / before.norm().clamp(min=1e-12)
+        return float(share**2) / own[name].nbytes
 
     common = [name for name in own if name in teacher and own[name].shape == teacher[name].shape]
     names: list[str] = []
