@@ -81,7 +81,7 @@ def export_student(
 
 
 def _revert(own: dict[str, Tensor], teacher: Mapping[str, Tensor], over: int) -> list[str]:
-    """Take the parameters that changed least a byte out of ``own`` until ``over`` bytes are gone; returns their names."""
+    """Take those that changed least a byte out of ``own`` until ``over`` bytes are gone; returns their names."""
 
     def change(name: str) -> float:
         before = teacher[name].float()
