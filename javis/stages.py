@@ -23,7 +23,7 @@ from javis.component_specs import SPECS, component_dtypes, configurations
 from javis.decode import DecodeOptions, VideoDecoder
 from javis.errors import UsageError
 from javis.ledger import Ledger, counted_ops
-from javis.model.codecs import PatchAudioCodec, build_codecs
+from javis.model.codecs import PatchAudioCodec, PatchVideoCodec, build_codecs
 from javis.model.config import JavisDiTConfig
 from javis.model.dit import JavisDiT
 from javis.model.ops import ModelOps
@@ -177,6 +177,8 @@ def parts_of(components: Mapping[str, Any], device: str = "meta") -> Parts:
             return module if name == "audio_codec" else None
         kind: Any = type(module)
         with torch.device(device):
+            if isinstance(module, PatchVideoCodec) and module.refinement is not None:
+                return _ready(PatchVideoCodec(module.config, module.refinement.config), _dtype(module))
             return _ready(kind(module.config), _dtype(module))
 
     model = components["model"]
