@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -100,7 +101,7 @@ def _measure(args: EvalStepsArgs) -> tuple[list[Point], list[Point], dict[str, A
     """Points of this run; the same and all others in the folder of these prompts and weights; what rows share."""
     from javis.bench_environment import environment
     from javis.clip_files import checkpoint_fingerprint
-    from javis.eval.steps_points import PointFile, check_options, make_point, points_in
+    from javis.eval.steps_points import PointFile, check_options, make_point, points_in, variant_fingerprint
     from javis.eval.steps_prompts import prompts
     from javis.pipeline import JavisPipeline
     from javis.world import WorldConfig
@@ -111,7 +112,7 @@ def _measure(args: EvalStepsArgs) -> tuple[list[Point], list[Point], dict[str, A
     form = {"size": pipe.size, "fps": pipe.fps, "sample_rate": pipe.sample_rate}
     chosen = prompts(args.count, args.seed, split=args.split, config=WorldConfig(**form))[: args.limit]
     key = {"count": args.count, "seed": args.seed, "split": args.split, **form}
-    fingerprint = checkpoint_fingerprint(args.checkpoint)
+    fingerprint_of = cache(partial(variant_fingerprint, args.checkpoint))
     settings = settings_of(args, options, "student" in pipe.description)
     args.out.mkdir(parents=True, exist_ok=True)
     points, done = [], 0
@@ -123,7 +124,7 @@ def _measure(args: EvalStepsArgs) -> tuple[list[Point], list[Point], dict[str, A
             advance(done)
 
         for setting in settings:
-            file = PointFile(args.out, setting, fingerprint, key)
+            file = PointFile(args.out, setting, fingerprint_of(setting.variant), key)
             point = make_point(
                 pipe,
                 file,
@@ -135,10 +136,10 @@ def _measure(args: EvalStepsArgs) -> tuple[list[Point], list[Point], dict[str, A
             )
             points.append(point.first(len(chosen)))
     mine = [point.setting for point in points]
-    others = [point for point in points_in(args.out, fingerprint, key) if point.setting not in mine]
+    others = [point for point in points_in(args.out, fingerprint_of, key) if point.setting not in mine]
     facts = {
         "checkpoint": args.checkpoint,
-        "checkpoint_fingerprint": fingerprint,
+        "checkpoint_fingerprint": checkpoint_fingerprint(args.checkpoint),
         "count": args.count,
         "seed": args.seed,
         "split": args.split,

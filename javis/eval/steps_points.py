@@ -1,7 +1,7 @@
 """One point of the curve: clips of all prompts at one setting, measured one by one and kept in a file.
 
 The file is json lines: a header whenever a run begins, then one line per clip, so that what was interrupted goes on
-behind the last whole line. Its name holds the settings and the fingerprint of the checkpoint.
+behind the last whole line. Its name holds the settings and the fingerprint of the variant's weights.
 """
 
 from __future__ import annotations
@@ -18,11 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
+from javis.clip_files import checkpoint_fingerprint
+from javis.demo_checkpoint import DEMO_FOLDER
 from javis.errors import UsageError
 from javis.eval.frechet_features import SETS, clip_features, comparable
 from javis.eval.steps_prompts import Prompt
 from javis.eval.world_report import Clip, Measured, measure, real_clips
+from javis.student import PREFIX
 
 FORMAT = 2
 REAL, CODEC = "real", "codec"  # the world's own rendering, and the same through the codecs
@@ -130,14 +134,35 @@ class PointFile:
             file.write((("\n" if cut else "") + json.dumps(row) + "\n").encode())
 
 
-def points_in(folder: Path, fingerprint: str | None, prompts_key: Mapping[str, Any]) -> list[Point]:
-    """All points of a folder that are of this checkpoint and these prompts."""
+def variant_fingerprint(checkpoint: str, variant: str) -> str | None:
+    """Digest of what decides a variant's clips: of a teacher's, everything but the student beside it.
+
+    So a teacher's points hold when another student is exported into its folder. None where nothing can be read.
+    """
+    if variant == "student":
+        return checkpoint_fingerprint(checkpoint)
+    folder = DEMO_FOLDER if checkpoint == "demo" else Path(checkpoint)
+    try:
+        facts = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        digest = hashlib.sha256(json.dumps({**facts, "student": None}, sort_keys=True).encode())
+        with safe_open(folder / "model.safetensors", "np") as file:
+            for name in sorted(file.keys()):
+                if not name.startswith(PREFIX):
+                    digest.update(name.encode() + file.get_tensor(name).astype(np.float32).tobytes())
+    except (OSError, ValueError, TypeError, SafetensorError):
+        return checkpoint_fingerprint(checkpoint)  # not a small checkpoint
+    return digest.hexdigest()[:16]
+
+
+def points_in(folder: Path, fingerprint_of: Callable[[str], str | None], prompts_key: Mapping[str, Any]) -> list[Point]:
+    """All points of a folder that are of these prompts and of variants with these fingerprints."""
     found = []
     for path in sorted(folder.glob("*.jsonl")):
         about = next((row for row in _lines(path) if "setting" in row), None)
         if about is None:
             continue
-        file = PointFile(folder, Setting(**about["setting"]), fingerprint, prompts_key)
+        setting = Setting(**about["setting"])
+        file = PointFile(folder, setting, fingerprint_of(setting.variant), prompts_key)
         if file.path == path:
             found.append(file.read())
     return found

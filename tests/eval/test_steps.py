@@ -147,7 +147,7 @@ def test_a_point_is_known_by_settings_weights_and_prompts(tmp_path: Path) -> Non
     assert len({file.path for file in given}) == len(given)
     for file in given:
         point_of(FakePipe(), file, prompts(1, 5)[:1])
-    found = points_in(tmp_path, "abc", KEY)
+    found = points_in(tmp_path, lambda _: "abc", KEY)
     assert sorted(point.setting.label for point in found) == [
         "student, 8 steps",
         "teacher, 4 steps",
