@@ -15,9 +15,11 @@ the bit. First every variant is held to the error budget at toy size. Then the v
 | ours | + upsampling and convolution in one |
 | bands | ours in bands of 64 rows, for small cards |
 
-Appends one row per clip, dtype and variant to benchmarks/results/<device>.jsonl. ``cpu_s`` is the time of the
-processor, which other processes on the machine do not lengthen. ``peak_bytes`` (on a GPU) is what the decode allocated
-beyond what was there before; ``predicted_bytes`` is `decode_peak_bytes`.
+Appends one row per clip, dtype and variant to benchmarks/results/<device>.jsonl. ``conv_tflop_per_s`` is what one
+convolution of 512 channels alone reaches between the variants, and ``times_eager_bound`` how many times as fast as
+eager a variant would be if all of its operations ran at that rate and nothing else took time. ``cpu_s`` is the time of
+the processor, which other processes on the machine do not lengthen. ``peak_bytes`` (on a GPU) is what the decode
+allocated beyond what was there before; ``predicted_bytes`` is `decode_peak_bytes`.
 """
 
 from __future__ import annotations
@@ -183,6 +185,28 @@ class Runner:
         return frames
 
 
+class Convolution:
+    """The kind of convolution that a decode consists of, alone: what it does a second bounds every variant."""
+
+    def __init__(self, clip: Clip, dtype: torch.dtype, device: str) -> None:
+        width = clip.image.widths[-1]
+        self.device = device
+        self.x = torch.randn(4, width, 64, 64, device=device).to(dtype).to(memory_format=torch.channels_last)
+        self.weight = torch.randn(width, width, 3, 3, device=device).to(self.x).to(memory_format=torch.channels_last)
+        self.flops = 2 * 9 * width * self.x.numel()
+        self.seconds: list[float] = []
+
+    def __call__(self) -> None:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        started = time.perf_counter()
+        with torch.no_grad():
+            torch.nn.functional.conv2d(self.x, self.weight, padding=1)
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        self.seconds.append(time.perf_counter() - started)
+
+
 def predicted(clip: Clip, dtype: torch.dtype, runner: Runner) -> int | None:
     """What `decode_peak_bytes` says of the batches that were chosen; with all frames, which this benchmark keeps."""
     if runner.decoder is None:
@@ -208,11 +232,16 @@ def measure(name: str, dtype: torch.dtype, args: argparse.Namespace) -> list[Row
     for runner in runners.values():
         runner.seconds.clear()
         runner.cpu.clear()
+    convolution = Convolution(clip, dtype, args.device)
+    convolution()
+    convolution.seconds.clear()
     order, turn, started = random.Random(0), 0, time.perf_counter()
     while turn < args.repeats and (turn < 1 or time.perf_counter() - started < args.limit):
         for runner in order.sample(list(runners.values()), len(runners)):
             runner()
+            convolution()
         turn += 1
+    rate = convolution.flops / quantile(convolution.seconds, 0.5)
     rows = []
     eager = quantile(runners["eager"].seconds, 0.5) if "eager" in runners else None
     eager_cpu = quantile(runners["eager"].cpu, 0.5) if "eager" in runners else None
@@ -241,6 +270,8 @@ def measure(name: str, dtype: torch.dtype, args: argparse.Namespace) -> list[Row
                 "times_eager_cpu": round(eager_cpu / cpu, 3) if eager_cpu and args.device == "cpu" else None,
                 "tflop": round(work.flops / 1e12, 4),
                 "tflop_per_s": round(work.flops / seconds / 1e12, 4),
+                "conv_tflop_per_s": round(rate / 1e12, 4),
+                "times_eager_bound": None if eager is None else round(eager / (work.flops / rate), 3),
                 "peak_bytes": runner.peak,
                 "predicted_bytes": predicted(clip, dtype, runner),
                 "max_difference_from_eager": gaps[variant],
