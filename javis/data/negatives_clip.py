@@ -41,9 +41,7 @@ class Material:
     source_events: tuple[float, ...] = ()
 
 
-def describe(
-    video: Video, waveform: Waveform, *, fps: float, rate: int, stems: Sequence[Waveform] = ()
-) -> Clip:
+def describe(video: Video, waveform: Waveform, *, fps: float, rate: int, stems: Sequence[Waveform] = ()) -> Clip:
     """A clip of which nothing is known but picture and sound: its events are the onsets of the sound."""
     from javis.eval.onsets import audio_onsets
 

@@ -295,7 +295,9 @@ class PriorEstimator(nn.Module):
         batch = len(video)
 
         def sized(count: int) -> tuple[Tensor, Tensor]:
-            return frame_height.expand(batch).repeat_interleave(count), frame_width.expand(batch).repeat_interleave(count)
+            return frame_height.expand(batch).repeat_interleave(count), frame_width.expand(batch).repeat_interleave(
+                count
+            )
 
         positive_video, positive_audio = self.embed_video(video, *sized(1)), self.embed_audio(audio)
         embeds: dict[Axis, Tensor] = {}
