@@ -6,10 +6,11 @@ Read in this order: `FeedPlan` (what is wanted), `MediaBatch` (what comes out), 
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from javis.errors import UsageError
 
@@ -36,7 +37,8 @@ class MediaBatch:
     indices: list[int]  # rows of the manifest
 
 
-class SkippedClip(NamedTuple):
+@dataclass(frozen=True)
+class SkippedClip:
     """A clip that could not be used; another one of its bucket took its place."""
 
     path: str
@@ -111,4 +113,20 @@ def make_feeder(manifest: Manifest, plan: FeedPlan, backend: Backend = "auto") -
     Raises:
         UsageError: unknown or unavailable backend (what to install is said), or no clip fits the plan.
     """
-    raise UsageError(f"backend {backend!r} is not there yet")
+    if backend not in ("auto", "dali", "pyav"):
+        raise UsageError(f"there is no feeder {backend!r}; expected auto, dali or pyav")
+    if backend == "dali" or (backend == "auto" and has_dali()):
+        from javis.data.dali_feeder import DaliFeeder
+
+        return DaliFeeder(manifest, plan, fallback=backend == "auto")
+    from javis.data.pyav_feeder import PyAVFeeder
+
+    return PyAVFeeder(manifest, plan)
+
+
+def has_dali() -> bool:
+    """Whether NVIDIA DALI is installed."""
+    try:
+        return importlib.util.find_spec("nvidia.dali") is not None
+    except ModuleNotFoundError:  # nothing of that vendor
+        return False
