@@ -53,8 +53,8 @@ class EngineConfig:
     activation_checkpointing: Checkpointing = "none"
     """Activations computed again in the backward pass: full: all of a block's; selective: all but matrix products."""
     sharding: Sharding = "auto"
-    """fsdp: weights, gradients, moments and averages divided over the processes; auto: where there are several processes,
-    or the precision is bf16 or fp8."""
+    """fsdp: weights, gradients, moments and averages divided over the processes; auto: where there are several
+    processes, or the precision is bf16 or fp8."""
     replicas: int = 1
     """Groups of processes, each of which holds all weights (hybrid sharding); 1: all processes share one copy."""
     sequence_parallel: int = 1
