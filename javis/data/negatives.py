@@ -44,7 +44,9 @@ MIN_SHIFT = 0.2  # seconds; beyond the 185 ms (sound late) that ITU-R BT.1359-1 
 MAX_F1 = 2 / 3  # of seen against heard events in a temporal negative
 MIN_GAIN_DB = 12.0  # by which audio_volume changes the level of at least half of the events
 MIN_HIDDEN = 0.5  # share of what moves, or of the given points, that video_grid_mask hides
-MIN_MASKLET = 0.01  # share of the picture that a pasted masklet changes, averaged over time
+MIN_MASKLET = 0.05  # share of the picture that a pasted masklet changes, averaged over time
+MAX_MASKLET = 0.2  # share of the picture that it is made to cover, at most
+MOVING = 24  # levels (of 255) by which a pixel must differ to count as changed
 ATTEMPTS = 60  # draws before a kind is given up
 RAMP = 0.004  # seconds over which cuts in the sound are faded
 DECAY = 0.15  # seconds of an event's sound that a mute must cover at least
@@ -139,37 +141,36 @@ def video_grid_mask(video: Video, rng: np.random.Generator, *, points: NDArray[n
 
 
 def video_masklet(video: Video, rng: np.random.Generator, *, masklet: Masklet) -> Negative:
-    """Paste an object of another clip at a random place, at its own or up to 1.3 times its size.
+    """Paste an object of another clip at a random place, so large that it covers 5 to 20 % of the picture.
 
     Args:
         video: [T, H, W, 3].
         rng: source of the draw.
-        masklet: of any size and length; resized with the frame, its last frame is held.
+        masklet: of any size and length; its last frame is held.
 
     Raises:
         NoNegative: the object changes less than ``MIN_MASKLET`` of the picture wherever it was put.
     """
     frames, height, width = video.shape[:3]
+    box = _bounds(masklet.alpha)
+    if box is None:
+        raise NoNegative("video_masklet: the masklet is empty")
+    (top, bottom), (left, right) = box
     time = np.minimum(np.arange(frames), len(masklet.frames) - 1)
+    object_height, object_width = masklet.alpha.shape[1:]
+    area = float(masklet.alpha.mean())
     for _ in range(ATTEMPTS):
-        scale = rng.uniform(1.0, 1.3)
-        object_height, object_width = masklet.alpha.shape[1:]
-        # Output pixel -> masklet pixel: scaled about the middle, then moved so that its middle may be anywhere.
-        box = _bounds(masklet.alpha)
-        if box is None:
-            raise NoNegative("video_masklet: the masklet is empty")
-        (top, bottom), (left, right) = box
-        factor_y, factor_x = object_height / height / scale, object_width / width / scale
-        middle_y, middle_x = (top + bottom) / 2, (left + right) / 2
+        scale = float(np.clip(np.sqrt(rng.uniform(MIN_MASKLET, MAX_MASKLET) / area), 0.5, 4.0))
+        # Picture pixel -> masklet pixel: scaled about the middle of where the object is, which may come to lie anywhere.
         at_y, at_x = rng.uniform(0.1, 0.9) * height, rng.uniform(0.1, 0.9) * width
-        y = np.round((np.arange(height) - at_y) * factor_y + middle_y).astype(int)
-        x = np.round((np.arange(width) - at_x) * factor_x + middle_x).astype(int)
+        y = (np.arange(height) + 0.5 - at_y) * (object_height / height / scale) + (top + bottom) / 2
+        x = (np.arange(width) + 0.5 - at_x) * (object_width / width / scale) + (left + right) / 2
         inside = ((y >= 0) & (y < object_height))[:, None] & ((x >= 0) & (x < object_width))[None, :]
-        index = np.ix_(time, np.clip(y, 0, object_height - 1), np.clip(x, 0, object_width - 1))
+        rows, columns = np.clip(y, 0, object_height - 1).astype(int), np.clip(x, 0, object_width - 1).astype(int)
+        index = np.ix_(time, rows, columns)
         alpha = (masklet.alpha[index] * inside)[..., None]
         changed = np.round(video + alpha * (masklet.frames[index].astype(np.float32) - video)).astype(np.uint8)
-        difference = np.abs(changed.astype(np.int16) - video).max(axis=3) >= 24
-        share = float(difference.mean())
+        share = float((np.abs(changed.astype(np.int16) - video).max(axis=3) >= MOVING).mean())
         if share >= MIN_MASKLET:
             changes = {"x": round(at_x, 2), "y": round(at_y, 2), "scale": round(scale, 3), "share": round(share, 4)}
             return Negative("video_masklet", video=changed, changes=changes)
