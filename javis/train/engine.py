@@ -36,7 +36,6 @@ from javis.train.sharding import (
     make_training_mesh,
     shard,
     synchronise_gradients,
-    units,
     whole,
 )
 
@@ -68,8 +67,8 @@ class TrainTask(Protocol):
         ...
 
     def blocks(self) -> list[nn.Module]:
-        """Units of sharding and of activation checkpointing, in the order they run. Layers of JavisDiT may be among
-        them; other modules are called by their ``forward``."""
+        """Units of sharding and of activation checkpointing, in the order they run. Each is called by its ``forward``:
+        layers of JavisDiT, or its `javis.train.sharding.called_blocks` if ``condition`` and ``denoise`` are called."""
         ...
 
 
@@ -191,7 +190,7 @@ class Trainer:
         if c.precision in ("fp8", "fp8-te"):
             from javis.train.fp8_training import train_in_fp8
 
-            train_in_fp8(units(blocks), c.precision, p.device)
+            train_in_fp8(blocks, c.precision, p.device)
         stack.callback(checkpoint_activations(blocks, c))
         if self.sharded:
             shard(self.module, blocks, make_training_mesh(p.world, c.replicas, p.device), c)

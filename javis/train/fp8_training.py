@@ -61,20 +61,22 @@ def fp8_gelu_linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, emulate: 
 def _large(blocks: Sequence[nn.Module]) -> list[tuple[nn.Module, str, nn.Linear]]:
     """The linear layers that see every token: (owner, attribute, layer)."""
     found: list[tuple[nn.Module, str, nn.Linear]] = []
-    for block in blocks:
-        for owner in block.modules():
-            for name, child in owner.named_children():
-                first = name == "fc1" and isinstance(block, (TransformerBlock, PriorBlock)) and owner is block.mlp
-                if isinstance(child, Linear) or (first and isinstance(child, nn.Linear)):
-                    found.append((owner, name, child))
+    for module in _modules(blocks):
+        if isinstance(module, (TransformerBlock, PriorBlock)):
+            found.append((module.mlp, "fc1", module.mlp.fc1))
+        found += [(module, name, child) for name, child in module.named_children() if isinstance(child, Linear)]
     return found
+
+
+def _modules(blocks: Sequence[nn.Module]) -> list[nn.Module]:
+    return [module for block in blocks for module in block.modules()]
 
 
 def train_in_fp8(blocks: Sequence[nn.Module], precision: str, device: torch.device, *, emulate: bool = False) -> None:
     """Let the large linear layers of ``blocks`` compute in FP8, in place, parameters and their names unchanged.
 
     Args:
-        blocks: of JavisDiT (`javis.train.sharding.units`).
+        blocks: layers or blocks of JavisDiT.
         precision: "fp8" or "fp8-te". emulate: "fp8" without the hardware, for measuring and testing.
 
     Raises:
@@ -96,11 +98,15 @@ def train_in_fp8(blocks: Sequence[nn.Module], precision: str, device: torch.devi
         _on_transformer_engine(blocks, layers)
         return
     linear, gelu = partial(fp8_linear, emulate=emulate), partial(fp8_gelu_linear, emulate=emulate)
-    for block in blocks:
-        for module in block.modules():
-            for name in ("ops", "mlp_ops"):
-                if isinstance(ops := getattr(module, name, None), ModelOps):
-                    setattr(module, name, replace(ops, linear=linear, gelu_linear=gelu))
+    for module in _modules(blocks):
+        for name in ("ops", "mlp_ops"):
+            if isinstance(ops := getattr(module, name, None), ModelOps):
+                setattr(module, name, replace(ops, linear=linear, gelu_linear=gelu))
+
+
+def _gelu_of(layer: nn.Module, x: Tensor, *_: Any) -> Tensor:
+    """``gelu_linear`` of a layer that is called itself, whatever weight it is given."""
+    return F.gelu(layer(x), approximate="tanh")
 
 
 def _on_transformer_engine(blocks: Sequence[nn.Module], layers: list[tuple[nn.Module, str, nn.Linear]]) -> None:
@@ -135,12 +141,10 @@ def _on_transformer_engine(blocks: Sequence[nn.Module], layers: list[tuple[nn.Mo
 
         return run
 
+    for module in _modules(blocks):
+        if isinstance(module, (TransformerBlock, PriorBlock)):
+            module.mlp_ops = replace(module.mlp_ops, gelu_linear=partial(_gelu_of, module.mlp.fc1))
     for block in blocks:
-        if isinstance(block, (TransformerBlock, PriorBlock)):
-            fc1: Any = block.mlp.fc1
-            block.mlp_ops = replace(
-                block.mlp_ops, gelu_linear=lambda x, _, __, fc1=fc1: F.gelu(fc1(x), approximate="tanh")
-            )
         block.forward = in_fp8(block.forward)  # type: ignore[method-assign]
 
 

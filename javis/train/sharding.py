@@ -1,9 +1,11 @@
 """Weights divided over processes (torch FSDP2) and activations that are computed again.
 
-FSDP2 gathers a unit's weights before its ``forward`` and frees them after. Two things of this model need care:
+FSDP2 gathers a unit's weights before its ``forward`` and frees them after. A task may run JavisDiT in two ways:
 
-- A layer of JavisDiT is not called, its blocks are: `units` replaces a layer by those.
-- ``condition`` calls the projections of captions and priors (``kv``) outside their blocks: they are units of their own.
+- It calls the layers, as the recipes do (`JavisLayer.forward`): those are the units.
+- It calls ``condition`` and ``denoise``, which call the blocks of the layers, not the layers: then `called_blocks` are
+  the units. ``condition`` also calls the projections of captions and priors (``kv``) outside their blocks, so these are
+  units of their own.
 
 What belongs to no unit (embeddings, the time blocks, the final layers) goes with the module that holds all, is gathered
 once in its ``forward`` and stays until the backward pass is over. So ``forward(batch)`` may use those weights in any
@@ -25,7 +27,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from javis.errors import UsageError
-from javis.model.blocks import CrossAttention, JavisLayer, PriorAttention
+from javis.model.blocks import CrossAttention, PriorAttention, PriorBlock, TransformerBlock
+from javis.model.dit import JavisDiT
 from javis.train.engine_config import EngineConfig
 
 LOW_PRECISION = ("bf16", "fp8", "fp8-te")
@@ -42,17 +45,16 @@ def is_sharded(config: EngineConfig, world: int, device: torch.device) -> bool:
     return config.sharding == "fsdp" or world > 1 or config.precision in LOW_PRECISION or device.type == "cuda"
 
 
-def units(blocks: Sequence[nn.Module]) -> list[nn.Module]:
-    """What is gathered, and computed again, as one: the blocks, of a layer of JavisDiT those that it is made of."""
-    found: list[nn.Module] = []
-    for block in blocks:
-        found += block.blocks().values() if isinstance(block, JavisLayer) else [block]
-    return found
+def called_blocks(model: JavisDiT) -> list[nn.Module]:
+    """``TrainTask.blocks`` of a task that calls ``condition`` and ``denoise``: the blocks of all layers."""
+    return [block for layer in model._layers for block in layer.blocks().values()]
 
 
 def called_by_condition(block: nn.Module) -> list[nn.Module]:
-    """The linear layers in a block that ``JavisDiT.condition`` calls by themselves."""
+    """The linear layers in one of `called_blocks` that ``JavisDiT.condition`` calls by themselves."""
     found: list[nn.Module] = []
+    if not isinstance(block, (TransformerBlock, PriorBlock)):
+        return found
     for module in block.modules():
         if isinstance(module, CrossAttention):
             found.append(module.kv)
@@ -83,7 +85,7 @@ def shard(module: nn.Module, blocks: Sequence[nn.Module], mesh: DeviceMesh, conf
     policy = MixedPrecisionPolicy(
         param_dtype=low, reduce_dtype=torch.float32 if low else None, cast_forward_inputs=False
     )
-    for unit in units(blocks):
+    for unit in blocks:
         for part in called_by_condition(unit):
             fully_shard(part, mesh=mesh, mp_policy=policy)
         fully_shard(unit, mesh=mesh, mp_policy=policy)
@@ -137,24 +139,23 @@ def checkpoint_activations(blocks: Sequence[nn.Module], config: EngineConfig) ->
     extra: dict[str, Any] = {}
     if config.activation_checkpointing == "selective":
         extra["context_fn"] = partial(create_selective_checkpoint_contexts, _keeps_products)
-    changed = units(blocks)
-    for block in changed:
+    for block in blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False, **extra)  # type: ignore[method-assign]
 
     def undo() -> None:
-        for block in changed:
+        for block in blocks:
             del block.forward
 
     return undo
 
 
 __all__ = [
+    "called_blocks",
     "called_by_condition",
     "checkpoint_activations",
     "is_sharded",
     "make_training_mesh",
     "shard",
     "synchronise_gradients",
-    "units",
     "whole",
 ]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from javis.flow import flow_losses
 from javis.model.config import JavisDiTConfig
 from javis.model.dit import JavisDiT
+from javis.train.sharding import called_blocks
 
 Rows = list[dict[str, float]]
 
@@ -85,17 +86,17 @@ def tiny_model(**changes: Any) -> JavisDiT:
 
 
 class Flow(nn.Module):
-    """condition and denoise, as the recipes call them."""
+    """The model by condition and denoise, or (``layers``) layer by layer."""
 
-    def __init__(self, model: JavisDiT) -> None:
+    def __init__(self, model: JavisDiT, layers: bool) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.layers = model, layers
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         model, count = self.model, len(batch["video"])
         text = torch.where(batch["drop"][:, None, None], model.null_text, batch["text"])
-        told = model.condition(
-            text,
+        told: dict[str, Any] = dict(
+            text=text,
             fps=torch.full((count,), 16.0),
             height=torch.full((count,), 32.0),
             width=torch.full((count,), 32.0),
@@ -104,8 +105,19 @@ class Flow(nn.Module):
             spatial_prior=batch["spatial"],
             temporal_prior=batch["temporal"],
         )
+        tokens, clip = model.prepare(**told) if self.layers else (None, model.condition(**told))
+
+        def velocity(v: Tensor, a: Tensor, t: Tensor, **masks: Any) -> tuple[Tensor, Tensor]:
+            if not self.layers:
+                return model.denoise(v, a, t, clip, **masks)
+            start = model.begin(v, a, t, clip, **masks)
+            x, y = start.video, start.audio
+            for layer in model.layers:
+                x, y = layer(x, y, start, tokens, clip)
+            return model.finish(x, y, start, v, a, t, clip)
+
         losses = flow_losses(
-            lambda v, a, t, **masks: model.denoise(v, a, t, told, **masks),
+            velocity,
             batch["video"],
             batch["audio"],
             batch["t"],
@@ -118,13 +130,13 @@ class Flow(nn.Module):
 class FlowTask:
     """The video branch is frozen, as in the paper's third stage."""
 
-    def __init__(self, **changes: Any) -> None:
-        self.module = Flow(tiny_model(**changes))
+    def __init__(self, *, layers: bool = False, **changes: Any) -> None:
+        self.module = Flow(tiny_model(**changes), layers)
         for name, parameter in self.module.named_parameters():
             parameter.requires_grad_("video_spatial" not in name)
 
     def blocks(self) -> list[nn.Module]:
-        return list(self.module.model.layers)
+        return list(self.module.model.layers) if self.module.layers else called_blocks(self.module.model)
 
 
 class FlowSource(ToySource):

@@ -27,9 +27,9 @@ FLOW: dict[str, Any] = {
 TOY: dict[str, Any] = {"steps": 12, "learning_rate": 1e-2, "ema": 0.9, "log_every": 1, "save_every": 4}
 
 
-def flow(out: Path, callbacks: Any = (), **changes: Any) -> Trainer:
+def flow(out: Path, callbacks: Any = (), *, layers: bool = False, **changes: Any) -> Trainer:
     """Two gradient accumulations of two samples a rank: the same four samples a part on any number of ranks."""
-    task, source = FlowTask(), FlowSource(RANK, WORLD)
+    task, source = FlowTask(layers=layers), FlowSource(RANK, WORLD)
     trainer = Trainer(task, source, EngineConfig(out=out, device="cpu", **(FLOW | changes)), callbacks)
     trainer.run()
     return trainer
@@ -72,7 +72,8 @@ def main(folder: Path) -> None:
     flow(folder / "flow")
     flow(folder / "from_one")  # goes on from a checkpoint that one process wrote
     flow(folder / "hybrid", steps=4, replicas=2)
-    flow(folder / "low", steps=4, precision="bf16", activation_checkpointing="full")
+    flow(folder / "layers", steps=4, layers=True, activation_checkpointing="full")
+    flow(folder / "low", steps=4, layers=True, precision="bf16", activation_checkpointing="selective")
     toy(folder / "full", [FillDisk(folder / "full" / "checkpoints")], sample_every=3)
     assert toy(folder / "skipped", bad=(3,)).guard.total == 1
     try:

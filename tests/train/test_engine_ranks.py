@@ -28,6 +28,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(one / "flow" / "checkpoints" / "step_0000010", two / "from_one" / "checkpoints" / "step_0000010")
     run_ranks("tests.train.engine_worker", [str(two)], 2, folder, timeout=200)
     engine_worker.flow(one / "low", steps=4, precision="bf16", activation_checkpointing="full")
+    engine_worker.flow(one / "layers", steps=4, layers=True)
     engine_worker.toy(one / "skipped")
     shutil.copytree(two / "flow" / "checkpoints" / "step_0000010", one / "back" / "checkpoints" / "step_0000010")
     engine_worker.flow(one / "back")
@@ -78,6 +79,12 @@ def test_a_checkpoint_of_two_goes_on_in_one_and_the_other_way(runs: Path) -> Non
 
 def test_replicas_compute_the_same(runs: Path) -> None:
     for x, y in zip(rows(runs / "one/flow")[:4], rows(runs / "two/hybrid"), strict=True):
+        assert x == pytest.approx(y, rel=2e-5)
+
+
+def test_layers_called_whole_and_computed_again(runs: Path) -> None:
+    close(runs / "one/layers", runs / "two/layers", 2e-5)
+    for x, y in zip(rows(runs / "one/flow")[:4], rows(runs / "one/layers"), strict=True):
         assert x == pytest.approx(y, rel=2e-5)
 
 
