@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from javis.data.dali_pipeline import DaliDecoder, DaliError, missing_samples, require_dali
+from javis.data.dali_pipeline import DaliDecoder, DaliError, missing_samples, recolour, require_dali
 from javis.data.excerpt import BadClip, EncodedExcerpt, ExcerptRequest
 from javis.data.feed import MediaBatch
 from javis.data.feed_base import OrderedFeeder
@@ -168,5 +168,6 @@ class DaliFeeder(OrderedFeeder[_Pending]):
             elif not finite[slot]:
                 clips.append(BadClip("sound has values that are not finite"))
             else:
+                recolour(made.video[slot], read.files.matrix)
                 clips.append(_Clip(made.video[slot], made.waveform[slot], mel[slot]))
         return clips

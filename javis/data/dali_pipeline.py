@@ -21,6 +21,11 @@ CPU_CODECS = frozenset({"vp8", "vp9", "mjpeg"})
 GPU_CODECS = CPU_CODECS | {"h264", "hevc", "av1", "mpeg4"}
 
 
+# Weights of red and blue in luma by matrix (ISO/IEC 23091-2). DALI takes BT.601's for every video.
+_LUMA = {1: (0.2126, 0.0722), 4: (0.30, 0.11), 7: (0.212, 0.087), 9: (0.2627, 0.0593), 10: (0.2627, 0.0593)}
+_BT601 = (0.299, 0.114)
+
+
 class DaliError(Exception):
     """DALI could not run a batch; its pipeline is gone."""
 
@@ -181,6 +186,24 @@ def _inputs(clips: Sequence[tuple[ExcerptRequest, EncodedExcerpt]]) -> dict[str,
         for name, value in values.items():
             inputs.setdefault(name, []).append(value)
     return inputs
+
+
+def recolour(video: Tensor, matrix: int) -> None:
+    """Give frames uint8 [T, H, W, 3] that were decoded as BT.601 the colours of their own ``matrix``, in place."""
+    if matrix not in _LUMA:
+        return
+    right = _to_rgb(*_LUMA[matrix]) @ torch.linalg.inv(_to_rgb(*_BT601))
+    right = right.to(video.device, torch.float32)
+    for frame in video:
+        frame.copy_((frame.float() @ right.T).round_().clamp_(0, 255))
+
+
+def _to_rgb(red: float, blue: float) -> Tensor:
+    """[R, G, B] = this @ [Y, Cb, Cr] for luma = red R + green G + blue B."""
+    green = 1 - red - blue
+    cb, cr = 2 * (1 - blue), 2 * (1 - red)
+    rows = [[1, 0, cr], [1, -blue * cb / green, -red * cr / green], [1, cb, 0]]
+    return torch.tensor(rows, dtype=torch.float64)
 
 
 def missing_samples(request: ExcerptRequest, clip: EncodedExcerpt, heard: int) -> int:

@@ -66,6 +66,7 @@ class VideoIndex(NamedTuple):
     keys: NDArray[np.int64]  # those of key frames
     tick: float  # seconds
     interval: float  # seconds of a usual frame
+    matrix: int  # of its colours, as ISO/IEC 23091-2 numbers them: 1 is BT.709, 5 and 6 are BT.601, 2 is not said
 
     @property
     def times(self) -> NDArray[np.float64]:
@@ -159,7 +160,9 @@ def index_video(path: str, data: bytes | None = None) -> VideoIndex:
         keys = np.unique(np.array([at for at, key in packets if key], np.int64))
         rate = float(stream.average_rate or 0)
         interval = float(np.median(np.diff(pts))) * tick if len(pts) > 1 else 1 / rate if rate else tick
-        return VideoIndex(stream.codec_context.name, stream.height, stream.width, pts, keys, tick, interval)
+        context = stream.codec_context
+        matrix = int(context.colorspace)
+        return VideoIndex(context.name, stream.height, stream.width, pts, keys, tick, interval, matrix)
 
 
 def choose_frames(index: VideoIndex, request: ExcerptRequest) -> Excerpt:
@@ -310,6 +313,7 @@ class EncodedExcerpt(NamedTuple):
     start: float
     height: int
     width: int
+    matrix: int  # as in `VideoIndex`
 
 
 # First bytes of the files whose sound DALI decodes.
@@ -340,4 +344,4 @@ def read_excerpt(request: ExcerptRequest, decode_other: bool) -> EncodedExcerpt:
         # Decoded even if it is not wanted: what nobody can decode is a broken file and not one of another format.
         decoded = decode_sound(index, excerpt, request)
         sound = decoded if decode_other else None
-    return EncodedExcerpt(index.codec, video, sound, excerpt.frames, excerpt.start, index.height, index.width)
+    return EncodedExcerpt(index.codec, video, sound, excerpt.frames, excerpt.start, *index[1:3], index.matrix)

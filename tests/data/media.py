@@ -49,9 +49,12 @@ def write_wav(path: Path, wave: np.ndarray, rate: int, subtype: str = "FLOAT") -
 
 def write_video(
     path: Path, frames: np.ndarray, times: list[Fraction], codec: str = "libvpx-vp9", *, gop: int = 12,
-    tick: Fraction = Fraction(1, 12000),
+    tick: Fraction = Fraction(1, 12000), matrix: int = 2,
 ) -> Path:  # fmt: skip
-    """Frames at any times, as ``path`` says (mp4, webm, mkv), with a key frame every ``gop`` frames."""
+    """Frames at any times, as ``path`` says (mp4, webm, mkv), with a key frame every ``gop`` frames.
+
+    ``matrix``: 2: BT.601 and nothing said; 1: BT.709 and said so.
+    """
     import av
 
     buffer = io.BytesIO()
@@ -60,9 +63,12 @@ def write_video(
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
         stream.time_base = stream.codec_context.time_base = tick
         stream.gop_size = gop
+        stream.codec_context.colorspace, stream.codec_context.color_range = matrix, 1
         stream.options = {"crf": "4", "lag-in-frames": "0"} if codec.startswith("libvpx") else {"crf": "4"}
         for image, at in zip(frames, times):
-            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+            colours = {1: "ITU709", 2: "ITU601"}[matrix]
+            frame = frame.reformat(format="yuv420p", dst_colorspace=colours, dst_color_range="MPEG")
             frame.pts, frame.time_base = round(at / tick), tick
             container.mux(stream.encode(frame))
         container.mux(stream.encode())

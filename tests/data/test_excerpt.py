@@ -36,7 +36,7 @@ def wanted(path: Path | str, audio: Path | str = "", **changes: object) -> Excer
 
 def index_of(times: list[float], tick: float = 1e-4, interval: float | None = None) -> VideoIndex:
     pts = np.array([round(t / tick) for t in times])
-    return VideoIndex("vp9", 32, 48, pts, pts[:1], tick, interval or times[1] - times[0])
+    return VideoIndex("vp9", 32, 48, pts, pts[:1], tick, interval or times[1] - times[0], 2)
 
 
 def test_at_the_files_own_rate_every_frame_is_taken_once() -> None:

@@ -121,6 +121,28 @@ def test_both_feeders_scale_and_cut_alike(tmp_path: Path, size: tuple[int, int])
     assert apart[:, 400:-400].abs().max() < 1e-3  # two resamplers; the ends of a file ring
 
 
+@needs_dali
+@pytest.mark.parametrize("size", [64, 40])
+def test_both_feeders_know_the_colours_of_bt709(tmp_path: Path, size: int) -> None:
+    """DALI reads every video as BT.601, which turns red into another red."""
+    frames = render_video(sample_scene(3_000_000))
+    truth = torch.nn.functional.interpolate(
+        torch.from_numpy(frames).permute(0, 3, 1, 2).float(), (size, size), mode="bilinear", antialias=True
+    )
+    sound = write_wav(tmp_path / "a.wav", ramp(2, 16000), 16000)
+    found = {}
+    for matrix in (1, 2):
+        video = write_video(tmp_path / f"{matrix}.mp4", frames, regular(32, 16), matrix=matrix)
+        for backend in ("pyav", "dali"):
+            manifest = Manifest((row(video, sound),))
+            with feeder(manifest, backend, num_frames=32, batch=1, height=size, width=size) as feed:
+                found[backend, matrix] = next(feed).video[0].numpy()
+    for backend in ("pyav", "dali"):
+        errors = [psnr(found[backend, matrix], truth.permute(0, 2, 3, 1).numpy()) for matrix in (1, 2)]
+        assert min(errors) > 34 and abs(errors[0] - errors[1]) < 1, backend
+    assert psnr(found["pyav", 1], found["dali", 1]) > 42
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_run_goes_on_in_the_middle_of_an_epoch(world: Path, backend: str) -> None:
     manifest = world_rows(world, CLIPS)
@@ -359,7 +381,10 @@ def test_memory_does_not_grow_over_epochs(world: Path, backend: str) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("codec", ["libvpx-vp9", "libx264"])
 def test_dali_on_a_gpu_gives_what_pyav_gives(tmp_path: Path, codec: str) -> None:
-    video = write_video(tmp_path / "v.mp4", frames_by_number(40, 256, 256), regular(40, 16), codec)
+    frames = frames_by_number(40, 256, 256)
+    frames[:, ::2, :, 0] //= 2  # stripes of another hue, of the same number on average
+    frames[:, 1::2, :, 0] += frames[:, ::2, :, 0]
+    video = write_video(tmp_path / "v.mp4", frames, regular(40, 16), codec, matrix=1)
     sound = write_wav(tmp_path / "a.wav", ramp(2.5, 16000), 16000)
     manifest = Manifest((row(video, sound, num_frames=40, height=256, width=256),))
     for size in (256, 128):
