@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from javis.data.dali_pipeline import DaliDecoder, DaliError, missing_samples, recolour, require_dali
-from javis.data.excerpt import BadClip, EncodedExcerpt, ExcerptRequest
+from javis.data.excerpt import BadClip, EncodedExcerpt, ExcerptRequest, Place
 from javis.data.feed import MediaBatch
 from javis.data.feed_base import OrderedFeeder
 from javis.data.feed_mel import batch_log_mel, fit_frames, mel_config
@@ -43,6 +43,10 @@ class _Read(NamedTuple):
 class _Pending(NamedTuple):
     reads: list[Future[tuple[int, _Read | _Clip]]]
     batch: Future[MediaBatch]
+
+
+def _name(place: Place) -> str:
+    return place if isinstance(place, str) else f"a clip in {place.path}"
 
 
 class DaliFeeder(OrderedFeeder[_Pending]):
@@ -95,10 +99,12 @@ class DaliFeeder(OrderedFeeder[_Pending]):
         if self.fallback:
             return self._by_pyav(request)
         if files.codec in self.decoder.codecs:
-            what = f"{request.audio_path} holds sound that DALI does not decode; it takes wav, flac and ogg files"
+            what = (
+                f"{_name(request.audio_path)} holds sound that DALI does not decode; it takes wav, flac and ogg files"
+            )
         else:
             known, here = sorted(self.decoder.codecs), self.decoder.device.type
-            what = f"{request.path} is {files.codec}, and DALI's {here.upper()} mode decodes {', '.join(known)}"
+            what = f"{_name(request.path)} is {files.codec}, and DALI's {here.upper()} mode decodes {', '.join(known)}"
         raise UsageError(f"{what}; use backend 'auto' or 'pyav'")
 
     def _by_pyav(self, request: ExcerptRequest) -> _Clip:

@@ -29,12 +29,23 @@ class BadClip(Exception):
     """A clip that cannot be used, and why."""
 
 
+class Slice(NamedTuple):
+    """A part of a file or URL: a member of a tar file."""
+
+    path: str
+    offset: int
+    size: int
+
+
+Place = str | Slice  # a whole file or URL, or a part of one
+
+
 @dataclass(frozen=True)
 class ExcerptRequest:
     """What is wanted of one clip."""
 
-    path: str  # file or URL
-    audio_path: str  # the same as ``path``: the sound is in the video file; empty: there is none
+    path: Place
+    audio_path: Place  # the same as ``path``: the sound is in the video file; empty: there is none
     num_frames: int
     height: int
     width: int
@@ -102,17 +113,21 @@ def cover(height: int, width: int, to_height: int, to_width: int) -> Cover:
     return Cover(*scaled, (scaled[0] - to_height) // 2, (scaled[1] - to_width) // 2)
 
 
-def read_bytes(path: str) -> bytes:
-    """All of a file or URL. Raises `BadClip`."""
+def read_bytes(place: Place) -> bytes:
+    """All of a file, URL or part of one. Raises `BadClip`."""
+    path, offset, size = place if isinstance(place, Slice) else (place, 0, -1)
     try:
-        with open_binary(path) as file:
-            return file.read()
-    except OSError as error:
-        raise BadClip(f"cannot be read: {error.strerror or error}") from None
+        with _open_binary(path) as file:
+            file.seek(offset)
+            data = file.read(size)
+    except (OSError, ValueError, ImportError) as error:  # an unknown protocol; a package for it that is missing
+        raise BadClip(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if len(data) < size:
+        raise BadClip(f"cannot be read: {path} ends {size - len(data)} bytes before it does")
+    return data
 
 
-def open_binary(path: str) -> BinaryIO:
-    """A local file or an fsspec URL for reading."""
+def _open_binary(path: str) -> BinaryIO:
     if not is_url(path):
         return open(path, "rb")
     import fsspec  # type: ignore[import-untyped]
@@ -120,15 +135,22 @@ def open_binary(path: str) -> BinaryIO:
     return fsspec.open(path, "rb").open()  # type: ignore[no-any-return]
 
 
+def _local(place: Place) -> bool:
+    """Whether FFmpeg can read it as it is; everything else is read once."""
+    return isinstance(place, str) and not is_url(place)
+
+
 @contextlib.contextmanager
-def _opened(path: str, data: bytes | None = None) -> Iterator[av.container.InputContainer]:
+def _opened(place: Place, data: bytes | None = None) -> Iterator[av.container.InputContainer]:
     """An opened container; whatever FFmpeg finds wrong is a `BadClip`."""
     import av
 
+    if data is None and not _local(place):
+        data = read_bytes(place)
     try:
         with contextlib.ExitStack() as stack:
             # Files are handed over opened: FFmpeg would take a name with a colon for a protocol.
-            file = io.BytesIO(data) if data is not None else stack.enter_context(open_binary(path))
+            file = io.BytesIO(data) if data is not None else stack.enter_context(open(str(place), "rb"))
             yield stack.enter_context(av.open(file, metadata_errors="ignore"))
     except (av.error.FFmpegError, ValueError, EOFError, MemoryError) as error:
         # OSError comes last: errors of FFmpeg are OSErrors too.
@@ -137,16 +159,16 @@ def _opened(path: str, data: bytes | None = None) -> Iterator[av.container.Input
         raise BadClip(f"cannot be read: {error.strerror or error}") from None
 
 
-def index_video(path: str, data: bytes | None = None) -> VideoIndex:
+def index_video(place: Place, data: bytes | None = None) -> VideoIndex:
     """Time stamps of all frames, from the packets.
 
     Args:
-        path: file or URL. data: its bytes, if they are at hand.
+        place: of the video file. data: its bytes, if they are at hand.
 
     Raises:
         BadClip: no such file, no picture in it, or not readable up to its end.
     """
-    with _opened(path, data) as container:
+    with _opened(place, data) as container:
         if not container.streams.video:
             raise BadClip("has no picture")
         stream = container.streams.video[0]
@@ -184,8 +206,12 @@ def choose_frames(index: VideoIndex, request: ExcerptRequest) -> Excerpt:
     return Excerpt(np.searchsorted(times, instants, side="right") - 1, start)
 
 
-def decode_frames(index: VideoIndex, excerpt: Excerpt, request: ExcerptRequest) -> NDArray[np.uint8]:
+def decode_frames(
+    index: VideoIndex, excerpt: Excerpt, request: ExcerptRequest, data: bytes | None = None
+) -> NDArray[np.uint8]:
     """The frames of an excerpt, scaled and cut: uint8 [num_frames, height, width, 3], sRGB.
+
+    ``data``: the bytes of the file, if they are at hand.
 
     Raises:
         BadClip: one of them cannot be decoded.
@@ -194,16 +220,18 @@ def decode_frames(index: VideoIndex, excerpt: Excerpt, request: ExcerptRequest) 
     key = index.keys[index.keys <= wanted[0]]
     from_key = int(key[-1]) if len(key) and key[-1] > index.pts[0] else None
     out: NDArray[np.uint8] = np.empty((request.num_frames, request.height, request.width, 3), np.uint8)
-    missing = _decode(request, wanted, out, from_key)
+    missing = _decode(request, data, wanted, out, from_key)
     if missing and from_key is not None:  # containers that cannot seek well: from the beginning
-        missing = _decode(request, wanted, out, None)
+        missing = _decode(request, data, wanted, out, None)
     if missing:
         at = (min(missing) - int(index.pts[0])) * index.tick
         raise BadClip(f"cannot be decoded: no frame comes for {at:.3f} s")
     return out
 
 
-def _decode(request: ExcerptRequest, wanted: NDArray[np.int64], out: NDArray[np.uint8], seek: int | None) -> set[int]:
+def _decode(
+    request: ExcerptRequest, data: bytes | None, wanted: NDArray[np.int64], out: NDArray[np.uint8], seek: int | None
+) -> set[int]:
     """Fill ``out`` with the frames of the time stamps ``wanted``; returns those that did not come."""
     from av.video.reformatter import Interpolation, VideoReformatter
 
@@ -211,7 +239,7 @@ def _decode(request: ExcerptRequest, wanted: NDArray[np.int64], out: NDArray[np.
     how = Interpolation.BILINEAR | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
     reformatter = VideoReformatter()  # keeps its tables from frame to frame
     missing = set(map(int, wanted))
-    with _opened(request.path) as container:
+    with _opened(request.path, data) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1  # clips are decoded side by side instead
         if seek is not None:
@@ -229,10 +257,13 @@ def _decode(request: ExcerptRequest, wanted: NDArray[np.int64], out: NDArray[np.
     return missing
 
 
-def decode_sound(index: VideoIndex, excerpt: Excerpt, request: ExcerptRequest) -> NDArray[np.float32]:
+def decode_sound(
+    index: VideoIndex, excerpt: Excerpt, request: ExcerptRequest, data: bytes | None = None
+) -> NDArray[np.float32]:
     """The sound of an excerpt: float32 [samples], mono (channels averaged), at ``request.sample_rate``.
 
     In the video file itself the clock of the container counts; the sound of a separate file begins with the picture.
+    ``data``: the bytes of the video file, if they are at hand.
 
     Raises:
         BadClip: no sound, not decodable, not finite, or more than ``audio_gap`` seconds missing.
@@ -244,7 +275,7 @@ def decode_sound(index: VideoIndex, excerpt: Excerpt, request: ExcerptRequest) -
     pieces: list[NDArray[np.float32]] = []
     begin, rate, dropped = 0.0, 0, 0
     try:
-        with _opened(request.audio_path) as container:
+        with _opened(request.audio_path, data if request.sound_inside else None) as container:
             stream = container.streams.audio[0] if container.streams.audio else None
             if stream is None or not stream.rate:
                 raise BadClip("has no sound")
@@ -260,11 +291,15 @@ def decode_sound(index: VideoIndex, excerpt: Excerpt, request: ExcerptRequest) -
                     pieces, dropped = [], decoded
     except BadClip as error:
         # A separate file is named; the video file is by whoever reports the clip.
-        raise BadClip(str(error) if request.sound_inside else f"sound file {request.audio_path} {error}") from None
+        raise BadClip(str(error) if request.sound_inside else f"{_sound_file(request)} {error}") from None
     wave = np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
     extra = -dropped % (rate // math.gcd(rate, request.sample_rate))  # the samples that come out stay where they were
     begin += (dropped + extra) / rate
     return cut_sound(resample(wave[extra:], rate, request.sample_rate), start - begin, request)
+
+
+def _sound_file(request: ExcerptRequest) -> str:
+    return f"sound file {request.audio_path}" if isinstance(request.audio_path, str) else "its sound file"
 
 
 def cut_sound(wave: NDArray[np.float32], start: float, request: ExcerptRequest) -> NDArray[np.float32]:
@@ -296,11 +331,12 @@ def resample(wave: NDArray[np.float32], rate: int, to: int) -> NDArray[np.float3
 
 def decode_excerpt(request: ExcerptRequest) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Frames uint8 [T, H, W, 3] and sound float32 [samples] of the same time span. Raises `BadClip`."""
-    index = index_video(request.path)
+    data = None if _local(request.path) else read_bytes(request.path)
+    index = index_video(request.path, data)
     excerpt = choose_frames(index, request)
     # The sound first: it is cheap, and what is wrong with it spares decoding the picture.
-    sound = decode_sound(index, excerpt, request)
-    return decode_frames(index, excerpt, request), sound
+    sound = decode_sound(index, excerpt, request, data)
+    return decode_frames(index, excerpt, request, data), sound
 
 
 class EncodedExcerpt(NamedTuple):
@@ -339,9 +375,9 @@ def read_excerpt(request: ExcerptRequest, decode_other: bool) -> EncodedExcerpt:
         try:
             sound = read_bytes(request.audio_path)
         except BadClip as error:
-            raise BadClip(f"sound file {request.audio_path} {error}") from None
+            raise BadClip(f"{_sound_file(request)} {error}") from None
     if sound is None or not sound.startswith(_SOUND_FILES):
         # Decoded even if it is not wanted: what nobody can decode is a broken file and not one of another format.
-        decoded = decode_sound(index, excerpt, request)
+        decoded = decode_sound(index, excerpt, request, video)
         sound = decoded if decode_other else None
     return EncodedExcerpt(index.codec, video, sound, excerpt.frames, excerpt.start, *index[1:3], index.matrix)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from javis.data.excerpt import ExcerptRequest
+from javis.data.excerpt import ExcerptRequest, Place, Slice
 from javis.errors import UsageError
 
 if TYPE_CHECKING:
@@ -72,6 +72,13 @@ class EpochOrder:
         self.left_out = _left_out(manifest, plan)
         gone = {clip.index for clip in self.left_out}
         self._usable = np.array([i for i in range(len(manifest)) if i not in gone], np.int64)
+        # `javis.data.shards.ShardedManifest`: where its tar files are.
+        self._shards: list[str] = []
+        if hasattr(manifest, "shards") and hasattr(manifest, "store"):
+            store = manifest.store
+            local = getattr(store, "folder", None)
+            names = [shard.name for shard in manifest.shards]
+            self._shards = [str(local / name) if local is not None else store.url(name) for name in names]
         self._epochs: dict[int, list[BatchSpec]] = {}
         if not self.batches(0):
             raise UsageError(self._why_none())
@@ -131,12 +138,22 @@ class EpochOrder:
 
     def request(self, spec: BatchSpec, index: int) -> ExcerptRequest:
         """What is wanted of the clip ``index`` in this batch."""
-        row, plan, shape = self.manifest[index], self.plan, spec.group.shape
+        plan, shape = self.plan, spec.group.shape
+        path, audio_path = self._places(index)
         start = float(self._random(_START, spec.epoch, index).random()) if plan.random_start else 0.0
         return ExcerptRequest(
-            path=row.path, audio_path=row.audio_path, num_frames=shape.num_frames, height=shape.height,
+            path=path, audio_path=audio_path, num_frames=shape.num_frames, height=shape.height,
             width=shape.width, fps=plan.fps, sample_rate=plan.sample_rate, start=start, audio_gap=plan.audio_gap,
         )  # fmt: skip
+
+    def _places(self, index: int) -> tuple[Place, Place]:
+        """Video and sound of a clip. Members of shards are parts of their tar files, so that nothing is searched."""
+        row, shards = self.manifest[index], self._shards
+        if not shards:
+            return row.path, row.audio_path
+        place = self.manifest.places[index]  # type: ignore[attr-defined]
+        video, audio = (Slice(shards[place.shard], *place.places[place.names[name]]) for name in ("video", "audio"))
+        return video, audio
 
     def fingerprint(self) -> str:
         """Of all that the order of global batches depends on; not of the rank, nor of how many ranks share a batch."""

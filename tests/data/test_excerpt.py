@@ -13,6 +13,7 @@ from javis.data.excerpt import (
     BadClip,
     Cover,
     ExcerptRequest,
+    Slice,
     VideoIndex,
     choose_frames,
     cover,
@@ -143,9 +144,36 @@ def test_a_long_file_is_sought_and_its_sound_stays_in_place(tmp_path: Path) -> N
     frames = np.concatenate([frames[:1]] * 60 + [frames])  # 100 frames at 10 fps, key frames every 12
     video = write_video(tmp_path / "v.mp4", frames, regular(100, 10))
     sound = write_wav(tmp_path / "a.wav", ramp(10, 44100), 44100)
-    got, wave = decode_excerpt(wanted(video, sound, fps=10, num_frames=10, start=0.999))
+    request = wanted(video, sound, fps=10, num_frames=10, start=0.999)
+    got, wave = decode_excerpt(request)
     assert number_of(got).tolist() == list(range(30, 40))
     assert wave[:-400] * RAMP == pytest.approx(9 + np.arange(15600) / 16000, abs=3e-4)
+    # Most of the file is not resampled; the samples are those of the whole file, at the same instants.
+    tone = np.sin(2 * np.pi * 3001 / 44100 * np.arange(441000)).astype(np.float32)
+    write_wav(sound, tone, 44100)
+    assert decode_excerpt(request)[1] == pytest.approx(resample(tone, 44100, 16000)[144000:160000], abs=1e-5)
+
+
+def test_parts_of_a_file_are_read_like_files(tmp_path: Path) -> None:
+    """Members of a tar, as the shards have them."""
+    video = write_video(tmp_path / "v.mp4", frames_by_number(24), regular(24, 16)).read_bytes()
+    sound = write_wav(tmp_path / "a.wav", ramp(1.5, 16000), 16000).read_bytes()
+    tar = tmp_path / "x.tar"
+    tar.write_bytes(b"#" * 700 + video + b"#" * 55 + sound)
+    parts = Slice(str(tar), 700, len(video)), Slice(str(tar), 755 + len(video), len(sound))
+    whole = decode_excerpt(wanted(tmp_path / "v.mp4", tmp_path / "a.wav", start=0.5))
+    for prefix in ("", "file://"):  # the latter through fsspec
+        own = [part._replace(path=prefix + part.path) for part in parts]
+        request = dataclasses.replace(WANTED, path=own[0], audio_path=own[1], start=0.5)
+        for got, expected in zip(decode_excerpt(request), whole, strict=True):
+            assert (got == expected).all()
+        files = read_excerpt(request, False)
+        assert files.video == video and files.sound == sound
+    cut = dataclasses.replace(WANTED, path=Slice(str(tar), 700, 10**6), audio_path=parts[1])
+    with pytest.raises(BadClip, match=r"cannot be read: .*x.tar ends \d+ bytes before it does"):
+        decode_excerpt(cut)
+    with pytest.raises(BadClip, match="cannot be read: .*nonsense"):
+        decode_excerpt(wanted("nonsense://x/v.mp4", tmp_path / "a.wav"))
 
 
 def test_seeking_and_decoding_from_the_beginning_agree(tmp_path: Path) -> None:

@@ -228,6 +228,14 @@ def test_broken_clips_are_skipped_named_and_replaced(
         assert {clip.index for clip in feed.skipped} == set(reasons)
 
 
+def test_a_clip_that_is_known_to_be_broken_is_not_tried_again(world: Path) -> None:
+    with feeder(world_rows(world, CLIPS), "pyav") as feed:
+        feed.load_state_dict(feed.state_dict() | {"broken": {"2": "took longer than 60 s"}})
+        seen = {i for batch in [*feed, *feed] for i in batch.indices}
+        assert seen == {0, 1, 3, 4, 5}
+        assert [(clip.index, clip.reason) for clip in feed.skipped] == [(2, "took longer than 60 s")]
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_nothing_but_broken_clips_is_an_error(with_broken: tuple[Manifest, dict[int, str]], backend: str) -> None:
     manifest = Manifest(with_broken[0].rows[CLIPS:])
