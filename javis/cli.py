@@ -132,6 +132,30 @@ def _train_demo() -> tuple[type, Run]:
     return DemoTrainConfig, main
 
 
+def _train_audio() -> tuple[type, Run]:
+    from javis.train.recipes.config import AudioRecipe
+
+    return AudioRecipe, _train_recipe
+
+
+def _train_joint() -> tuple[type, Run]:
+    from javis.train.recipes.config import JointRecipe
+
+    return JointRecipe, _train_recipe
+
+
+def _train_overfit() -> tuple[type, Run]:
+    from javis.train.recipes.overfit import OverfitArgs, main
+
+    return OverfitArgs, main
+
+
+def _train_recipe(recipe: Any) -> int:
+    from javis.train.recipes.run import main
+
+    return main(recipe)
+
+
 def _train_distill() -> tuple[type, Run]:
     from javis.train.distill import main
     from javis.train.distill_config import DistillConfig
@@ -181,6 +205,9 @@ COMMANDS: dict[str, Command] = {
     "doctor": Command("what is installed here, and which backends would run", lambda: (DoctorArgs, _doctor)),
     "world make": Command("clips of the synthetic world, with truth", lambda: (WorldMakeArgs, _world_make)),
     "train demo": Command("train the built-in model from nothing", _train_demo),
+    "train audio": Command("stage 1: the audio branch, from the video branch's weights", _train_audio),
+    "train joint": Command("stage 3: what joins picture and sound", _train_joint),
+    "train overfit": Command("self test: learn one clip by heart and get it back", _train_overfit),
     "train distill": Command("few-step students of a checkpoint", _train_distill),
     "eval sync": Command("how well picture and sound agree, for a folder of clips", _eval_sync),
     "eval world": Command("score a checkpoint on held-out prompts of the synthetic world", _eval_world),
@@ -191,8 +218,6 @@ COMMANDS: dict[str, Command] = {
 # What the design names, but this version does not have.
 LATER: dict[str, str] = {
     "eval javisbench": "the evaluation harness (issue 8)",
-    "train joint": "full-size training (issue 7)",
-    "train audio": "full-size training (issue 7)",
     "train prior": "full-size training (issue 7)",
     "bench ladder": "the latency ladder (issue 4)",
 }

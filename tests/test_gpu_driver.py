@@ -173,6 +173,7 @@ def test_sections_need_no_more_than_torch() -> None:
         f"        if name.split('.')[0] in {blocked!r}: raise ModuleNotFoundError(name)\n"
         "sys.meta_path.insert(0, Blocked())\n"
         "import benchmarks.ladder, benchmarks.decode, benchmarks.choices, benchmarks.roofline\n"
+        "import benchmarks.train_stages\n"
         "from benchmarks.gpu import __main__, calls, loads, measure, probe, report\n"
         "arguments = ['--device', 'cpu', '--op', 'ada_layer_norm', '--most', '1', '--backends', 'cpu']\n"
         "assert calls.main(arguments) in (0, 1)\n"

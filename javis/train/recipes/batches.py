@@ -12,34 +12,14 @@ Everything drawn is a pure function of a seed, so a resumed run draws the same. 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
 from javis.flow import sample_timesteps, timestep_ratio
-from javis.train.recipes.masks import OFFICIAL_SHARES, draw_masks
-
-
-@dataclass(frozen=True, kw_only=True)
-class Draws:
-    """What is drawn for every sample of a step."""
-
-    logit_std: float = 1.0
-    """Deviation of the logit-normal timesteps (their median is 500 before the shift)."""
-    shift: float | None = None
-    """Shift of the timesteps towards noise; by default that of frame size and duration (SD 3, eq. 23)."""
-    drop_text: float = 0.1
-    """Share of samples that are trained with the null caption, for classifier-free guidance."""
-    drop_prior: float = 0.1
-    """Share of samples that are trained with the null prior."""
-    drop: Literal["together", "independent"] = "together"
-    """Whether caption and prior are dropped together, as sampling asks for them, or each for itself, the captions of
-    picture and sound too (as the official code does)."""
-    masks: Mapping[str, float] = field(default_factory=lambda: dict(OFFICIAL_SHARES))
-    """Share of each kind of condition mask (joint stage); the rest is generated whole."""
+from javis.train.recipes.config import Draws
+from javis.train.recipes.masks import draw_masks
 
 
 def draw(clips: dict[str, Any], draws: Draws, seed: list[int], *, with_masks: bool) -> dict[str, Any]:

@@ -3,11 +3,17 @@
 The kinds and their shares are those of the official third stage (JavisDiT, public configuration
 ``javisdit-v0-1/train/stage3_jav.py``); what is left, 70 %, is generated whole. Masks are at latent resolution: True =
 noisy, generated; False = given clean, without loss (:func:`javis.flow.flow_losses`).
+
+- random: frames at random, 10 to 90 % of them;
+- video_to_audio, audio_to_video: the whole picture, the whole sound;
+- sound_image_animate: the whole sound and the first frame of the picture;
+- interpolate: every second frame;
+- quarter_head, _tail, _head_tail, _random: up to a quarter of the clip at its beginning, its end, both, anywhere;
+- image_head, _tail, _head_tail, _random: the same of one frame of the picture, and nothing of the sound.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,23 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from javis.train.recipes.config import OFFICIAL_SHARES, check_shares
+
 NONE = "none"  # nothing is given
-# Kind -> share of the samples.
-OFFICIAL_SHARES: dict[str, float] = {
-    "random": 0.01,  # frames at random, 10 to 90 % of them
-    "video_to_audio": 0.05,  # the whole picture
-    "audio_to_video": 0.05,  # the whole sound
-    "sound_image_animate": 0.03,  # the whole sound and the first frame
-    "interpolate": 0.03,  # every second frame
-    "quarter_random": 0.005,  # up to a quarter of the clip, anywhere
-    "quarter_head": 0.05,  # at its beginning
-    "quarter_tail": 0.005,  # at its end
-    "quarter_head_tail": 0.005,  # at both
-    "image_random": 0.005,  # one frame of the picture, anywhere
-    "image_head": 0.05,  # the first one: image to sounding video
-    "image_tail": 0.005,
-    "image_head_tail": 0.005,
-}
 KINDS = (NONE, *OFFICIAL_SHARES)
 
 
@@ -42,16 +34,6 @@ class ConditionMasks:
     kinds: tuple[str, ...]  # of each sample
     video: Tensor  # bool [B, T]
     audio: Tensor  # bool [B, Ta]
-
-
-def check_shares(shares: Mapping[str, float]) -> None:
-    """Raise `ValueError` unless these are kinds with shares that add up to at most 1."""
-    unknown = sorted(set(shares) - set(OFFICIAL_SHARES))
-    if unknown:
-        raise ValueError(f"unknown condition masks {unknown}; expected some of {list(OFFICIAL_SHARES)}")
-    wrong = {kind: share for kind, share in shares.items() if not 0 <= share <= 1}
-    if wrong or sum(shares.values()) > 1 + 1e-9:
-        raise ValueError(f"shares of condition masks must be from 0 to 1, together at most 1, got {dict(shares)}")
 
 
 def draw_kind(rng: np.random.Generator, shares: Mapping[str, float]) -> str:
@@ -72,7 +54,7 @@ def video_mask(rng: np.random.Generator, kind: str, frames: int) -> np.ndarray:
     """
     if kind not in KINDS:
         raise ValueError(f"unknown condition mask {kind!r}; expected one of {list(KINDS)}")
-    given = np.zeros(frames, dtype=bool)
+    given: np.ndarray = np.zeros(frames, dtype=bool)
     if kind == "video_to_audio":
         given[:] = True
     elif kind in (NONE, "audio_to_video") or frames == 1:
@@ -122,7 +104,8 @@ def draw_masks(
         shares: kind -> share of the samples; the rest is generated whole.
 
     Raises:
-        ValueError: shares that make no sense, or no frames.
+        UsageError: shares that make no sense.
+        ValueError: no frames.
     """
     check_shares(shares)
     if min(video_frames, audio_frames) < 1:
@@ -135,9 +118,3 @@ def draw_masks(
         videos.append(video)
         audios.append(audio_mask(kind, video, audio_frames))
     return ConditionMasks(tuple(kinds), torch.from_numpy(np.stack(videos)), torch.from_numpy(np.stack(audios)))
-
-
-def scaled(shares: Mapping[str, float], total: float) -> dict[str, float]:
-    """The same proportions, together ``total``; none for 0."""
-    whole = math.fsum(shares.values())
-    return {kind: share * total / whole for kind, share in shares.items()} if total else {}

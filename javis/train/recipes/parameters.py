@@ -1,8 +1,8 @@
 """What each stage trains, and from which weights the audio branch starts.
 
-The official rules (JavisDiT, public configurations of its stages 1 and 3): with the video branch frozen, the
-timestep and frame-rate embedders and their modulation, which both branches share, stay as they are. Stage 1 then trains
-the audio branch with its caption embedder; stage 3 only what joins the branches: prior embedder, their modulation, prior
+The official rules (JavisDiT, public configurations of its stages 1 and 3): with the video branch frozen, the embedders
+of timestep and frame rate and their modulation, which both branches share, stay as they are. Stage 1 then trains the
+audio branch with its caption embedder; stage 3 only what joins the branches: prior embedder, prior modulation, prior
 blocks, bidirectional attention. The null caption and the null prior of classifier-free guidance are never trained.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from javis.model.dit import JavisDiT
 
@@ -116,11 +116,6 @@ def audio_from_video(model: JavisDiT) -> list[str]:
             state[twin].copy_(value)
             copied.append(twin)
     return copied
-
-
-def tie_null(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The null caption of both branches is one, as officially; the video's is kept."""
-    return state | {"embed.audio_text.null": state["embed.video_text.null"]}
 
 
 def count(parameters: Iterable[nn.Parameter]) -> tuple[int, int]:

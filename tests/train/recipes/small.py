@@ -8,7 +8,8 @@ import torch
 
 from javis.model.config import JavisDiTConfig
 from javis.model.dit import JavisDiT
-from javis.train.recipes.batches import Draws, draw
+from javis.train.recipes.batches import draw
+from javis.train.recipes.config import Draws
 
 from ...tiny import randomize
 

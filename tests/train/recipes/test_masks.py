@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from javis.train.recipes.masks import KINDS, NONE, OFFICIAL_SHARES, audio_mask, draw_kind, draw_masks, video_mask
+from javis.errors import UsageError
+from javis.train.recipes.config import OFFICIAL_SHARES
+from javis.train.recipes.masks import KINDS, NONE, audio_mask, draw_kind, draw_masks, video_mask
 
 
 def test_thirteen_kinds_that_are_thirty_percent() -> None:
@@ -111,11 +113,11 @@ def test_a_batch_is_a_pure_function_of_the_generator() -> None:
 
 def test_unusable_shares() -> None:
     rng = np.random.default_rng(0)
-    with pytest.raises(ValueError, match=r"unknown condition masks \['head'\]; expected some of"):
+    with pytest.raises(UsageError, match=r"unknown condition masks \['head'\]; expected some of"):
         draw_masks(rng, 1, 4, 4, {"head": 0.1})
-    with pytest.raises(ValueError, match="together at most 1"):
+    with pytest.raises(UsageError, match="together at most 1"):
         draw_masks(rng, 1, 4, 4, {"random": 0.6, "interpolate": 0.6})
-    with pytest.raises(ValueError, match="from 0 to 1"):
+    with pytest.raises(UsageError, match="from 0 to 1"):
         draw_masks(rng, 1, 4, 4, {"random": -0.1})
     with pytest.raises(ValueError, match="at least one latent frame"):
         draw_masks(rng, 1, 0, 4)

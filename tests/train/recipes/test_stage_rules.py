@@ -10,7 +10,8 @@ from torch import Tensor
 
 from javis.flow import add_noise, flow_losses
 from javis.model.checkpoint import to_official
-from javis.train.recipes.batches import Draws, draw
+from javis.train.recipes.batches import draw
+from javis.train.recipes.config import Draws
 from javis.train.recipes.parameters import Stage, Train, audio_from_video, freeze, part_of
 from javis.train.recipes.task import BINS, FlowModule, FlowTask
 
@@ -137,7 +138,7 @@ def test_audio_loss_does_not_depend_on_the_picture() -> None:
     out = model.denoise(torch.randn(3, 4, 5, 4, 6), noisy, batch["t"], told).audio[:, :8]
     expected = (out - (batch["audio"] - batch["audio_noise"])).square().mean()
     found = FlowModule(small_model(), "audio")(batch)
-    assert float(found["loss"]) == pytest.approx(float(expected), rel=1e-5)
+    assert found["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
     assert set(found) == {"loss", "audio"}
 
 
