@@ -28,7 +28,7 @@ from javis.model.ops import ModelOps
 from javis.parallel.ranks import rank_from_env
 from javis.plan import GBPS, TFLOPS, is_full_size, token_grid
 from javis.prediction import RESERVED
-from javis.stages import Parts, checkpoint_parts, folder_parts, full_size_parts
+from javis.stages import COMPONENTS, Parts, checkpoint_parts, folder_parts, full_size_parts
 from javis.train.recipes.config import FlowRecipe
 from javis.train.recipes.parameters import count, freeze
 from javis.train.recipes.task import FlowModule
@@ -46,6 +46,8 @@ class Traced:
     kept: int  # bytes that autograd keeps for the backward pass
     forward: int  # FLOPs of products outside of attention
     backward: int
+    parameters: int  # values
+    trained: int
 
 
 class _Attention(torch.autograd.Function):
@@ -166,7 +168,7 @@ def trace_step(
         loss = module(latents)["loss"]
         forward = flops.get_total_flops()
         loss.backward()
-    return Traced(sum(kept.values()), forward, flops.get_total_flops() - forward)
+    return Traced(sum(kept.values()), forward, flops.get_total_flops() - forward, *count(model.parameters()))
 
 
 def parts_for(init: str, dtype: torch.dtype) -> Parts:
@@ -174,6 +176,13 @@ def parts_for(init: str, dtype: torch.dtype) -> Parts:
     if init in ("toy", "official"):
         return full_size_parts(configurations("toy" if init == "toy" else "full"), dtype)
     return folder_parts(Path(init), dtype) if is_full_size(init) else checkpoint_parts(init)
+
+
+def encoder_bytes(parts: Parts) -> int:
+    """Bytes of everything but the transformer."""
+    modules = [getattr(parts, name) for name in COMPONENTS if name != "model"]
+    tensors = [x for m in modules if isinstance(m, torch.nn.Module) for x in (*m.parameters(), *m.buffers())]
+    return sum(x.nbytes for x in {id(x): x for x in tensors}.values())
 
 
 def estimate(recipe: FlowRecipe) -> dict[str, Any]:
@@ -208,10 +217,7 @@ def estimate(recipe: FlowRecipe) -> dict[str, Any]:
     moved = sum(w.bytes for w in work if w.kind == "elementwise")
     forward, backward = whole("forward") + attention, whole("backward") + BACKWARD * attention
     again = 0 if recipe.activation_checkpointing == "none" else forward
-    with torch.device("meta"):
-        model = JavisDiT(config)
-    freeze(model, recipe.stage, recipe.train)
-    every, trained = count(model.parameters())
+    every, trained = whole("parameters"), whole("trained")
     shards = max(1, world // recipe.replicas) if recipe.sharding != "none" else 1
     gb = {
         "weights": 4 * every / shards / 1e9,
@@ -219,7 +225,7 @@ def estimate(recipe: FlowRecipe) -> dict[str, Any]:
         "gradients": 4 * trained / shards / 1e9,
         "moments": 8 * trained / shards / 1e9,
         "average": (4 * trained / shards / 1e9) if recipe.ema else 0.0,
-        "encoders": sum(v for name, v in parts.weights().items() if name != "model") / 1e9,
+        "encoders": encoder_bytes(parts) / 1e9,
         "activations": kept["none" if recipe.activation_checkpointing == "none" else "full"] / 1e9,
     }
     passes = 3 if again == 0 else 4

@@ -103,7 +103,7 @@ def make_source(
         stack.callback(feeder.close)
         return FeederSource(encoder, feeder, recipe.draws, **common), [row.text for row in manifest[:2]]
     if "://" in recipe.data or Path(recipe.data).is_dir():
-        from javis.data.latent_source import LatentSource
+        from javis.data.latent_source import LatentSource  # type: ignore[import-not-found,unused-ignore]
 
         latents = LatentSource(
             recipe.data, batch=recipe.batch, seed=recipe.seed, rank=place.rank, world=place.world, check=True
