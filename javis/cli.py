@@ -156,6 +156,17 @@ def _train_recipe(recipe: Any) -> int:
     return main(recipe)
 
 
+def _train_prior() -> tuple[type, Run]:
+    from javis.train.prior_recipe import PriorRecipe
+
+    def run(recipe: PriorRecipe) -> int:
+        from javis.train.prior_run import main
+
+        return main(recipe)
+
+    return PriorRecipe, run
+
+
 def _train_distill() -> tuple[type, Run]:
     from javis.train.distill import main
     from javis.train.distill_config import DistillConfig
@@ -208,6 +219,7 @@ COMMANDS: dict[str, Command] = {
     "train audio": Command("stage 1: the audio branch, from the video branch's weights", _train_audio),
     "train joint": Command("stage 3: what joins picture and sound", _train_joint),
     "train overfit": Command("self test: learn one clip by heart and get it back", _train_overfit),
+    "train prior": Command("stage 2: the prior estimator, against asynchronous twins", _train_prior),
     "train distill": Command("few-step students of a checkpoint", _train_distill),
     "eval sync": Command("how well picture and sound agree, for a folder of clips", _eval_sync),
     "eval world": Command("score a checkpoint on held-out prompts of the synthetic world", _eval_world),
@@ -218,7 +230,6 @@ COMMANDS: dict[str, Command] = {
 # What the design names, but this version does not have.
 LATER: dict[str, str] = {
     "eval javisbench": "the evaluation harness (issue 8)",
-    "train prior": "full-size training (issue 7)",
     "bench ladder": "the latency ladder (issue 4)",
 }
 

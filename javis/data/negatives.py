@@ -165,13 +165,16 @@ def video_masklet(video: Video, rng: np.random.Generator, *, masklet: Masklet) -
         at_y, at_x = rng.uniform(0.1, 0.9) * height, rng.uniform(0.1, 0.9) * width
         y = (np.arange(height) + 0.5 - at_y) * (object_height / height / scale) + (top + bottom) / 2
         x = (np.arange(width) + 0.5 - at_x) * (object_width / width / scale) + (left + right) / 2
-        inside = ((y >= 0) & (y < object_height))[:, None] & ((x >= 0) & (x < object_width))[None, :]
-        rows, columns = np.clip(y, 0, object_height - 1).astype(int), np.clip(x, 0, object_width - 1).astype(int)
-        index = np.ix_(time, rows, columns)
-        alpha = (masklet.alpha[index] * inside)[..., None]
-        changed = np.round(video + alpha * (masklet.frames[index].astype(np.float32) - video)).astype(np.uint8)
-        share = float((np.abs(changed.astype(np.int16) - video).max(axis=3) >= MOVING).mean())
+        rows, columns = np.flatnonzero((y >= 0) & (y < object_height)), np.flatnonzero((x >= 0) & (x < object_width))
+        index = np.ix_(time, y[rows].astype(int), x[columns].astype(int))
+        alpha, pasted = masklet.alpha[index][..., None], masklet.frames[index].astype(np.float32)
+        window = np.ix_(np.arange(frames), rows, columns)
+        under = video[window].astype(np.float32)
+        mixed = np.round(under + alpha * (pasted - under))
+        share = float((np.abs(mixed - under).max(axis=3) >= MOVING).sum()) / (frames * height * width)
         if share >= MIN_MASKLET:
+            changed = video.copy()
+            changed[window] = mixed.astype(np.uint8)
             changes = {"x": round(at_x, 2), "y": round(at_y, 2), "scale": round(scale, 3), "share": round(share, 4)}
             return Negative("video_masklet", video=changed, changes=changes)
     raise NoNegative(f"video_masklet: the object changes less than {MIN_MASKLET:.0%} of the picture")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -81,9 +82,14 @@ def world_material(scene: Scene, rng: np.random.Generator, *, split: str = "trai
 
 
 def world_negatives(
-    scene: Scene, clip: Clip, rng: np.random.Generator, *, kinds: tuple[str, ...] = tuple(KINDS), split: str = "train"
+    scene: Scene,
+    clip: Clip,
+    rng: np.random.Generator,
+    *,
+    kinds: Sequence[str] = tuple(KINDS),
+    split: str = "train",
 ) -> dict[str, Negative]:
-    """One negative of each kind that the scene allows, by kind."""
+    """One negative of each of ``kinds`` that the scene allows, by kind."""
     material = world_material(scene, rng, split=split)
     made = {}
     for kind in kinds:

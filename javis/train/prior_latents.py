@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -22,12 +23,20 @@ from torch import Tensor
 from javis.data.negatives import KINDS, Negative
 from javis.data.negatives_clip import Clip
 from javis.data.negatives_world import draw_scene, world_clip, world_negatives
-from javis.errors import UsageError
+from javis.errors import FailedError, UsageError
 from javis.model.codecs import AudioCodec, VideoCodec
 from javis.world import WorldConfig, caption
 
-VIDEO_KINDS = tuple(kind for kind, what in KINDS.items() if what.modality == "video")
-AUDIO_KINDS = tuple(kind for kind, what in KINDS.items() if what.modality == "audio")
+# Negatives of a clip by axis and modality, pictures first. All kinds of out-of-place sound: they are told apart last.
+LAYOUT: dict[tuple[str, str], int] = {
+    ("spatial", "video"): 1,
+    ("temporal", "video"): 1,
+    ("spatial", "audio"): 3,
+    ("temporal", "audio"): 2,
+}
+SLOTS = tuple(key for key, count in LAYOUT.items() for _ in range(count))
+# How often a kind is drawn beside the others of its axis and modality.
+WEIGHTS = {"video_masklet": 3.0, "video_stall": 2.0, "audio_mute": 1.5, "audio_repeat": 2.0}
 CAPTION_DROPS = (0.0, 0.15, 0.3, 0.5)  # attribute words left out, one caption each
 CHUNK = 100  # clips per unit of work
 
@@ -37,47 +46,67 @@ def video_tensor(video: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(video)).movedim(-1, -4).float() / 127.5 - 1
 
 
-def slot(kind: str | None) -> int:
-    """Where a kind lies among the streams of its modality; 0 is the clip itself."""
-    if kind is None:
-        return 0
-    return 1 + (VIDEO_KINDS if kind in VIDEO_KINDS else AUDIO_KINDS).index(kind)
+def draw_kinds(rng: np.random.Generator, have: Sequence[str]) -> list[str | None]:
+    """Kinds of a clip's negatives in the order of ``LAYOUT``, different ones of those in ``have``, by their weights.
 
-
-def streams(clip: Clip, made: dict[str, Negative]) -> tuple[np.ndarray, np.ndarray]:
-    """Raw pictures uint8 [1 + 4, T, H, W, 3] and sounds float32 [1 + 7, samples]; the clip's own where one is missing."""
-    videos = [clip.video, *(made[kind].video if kind in made else clip.video for kind in VIDEO_KINDS)]
-    sounds = [clip.waveform, *(made[kind].waveform if kind in made else clip.waveform for kind in AUDIO_KINDS)]
-    return np.stack(videos), np.stack(sounds)  # type: ignore[arg-type]
+    Where a clip has too few of an axis and a modality, None stands for the rest: the same stream of another clip.
+    """
+    drawn: list[str | None] = []
+    for (axis, modality), count in LAYOUT.items():
+        kinds = [k for k in have if (KINDS[k].axis, KINDS[k].modality) == (axis, modality)]
+        weights = np.array([WEIGHTS.get(kind, 1.0) for kind in kinds])
+        some = min(count, len(kinds))
+        picked = rng.choice(len(kinds), some, replace=False, p=weights / weights.sum()) if some else []
+        drawn += [kinds[int(i)] for i in picked] + [None] * (count - some)
+    return drawn
 
 
 @dataclass(frozen=True)
 class RawClip:
-    """A world clip, its negatives and its captions."""
+    """A clip, its negatives in the order of ``LAYOUT``, and its captions."""
 
-    videos: np.ndarray  # uint8 [1 + 4, T, H, W, 3]
-    sounds: np.ndarray  # float32 [1 + 7, samples]
-    have: np.ndarray  # bool [11], which kinds there are
+    videos: np.ndarray  # uint8 [1 + 2, T, H, W, 3], the clip's own first
+    sounds: np.ndarray  # float32 [1 + 5, samples], the clip's own first
+    kinds: list[str | None]  # of the negatives, pictures and sounds in the order of LAYOUT
     captions: list[str]
 
 
+def with_negatives(clip: Clip, kinds: Sequence[str | None], made: Mapping[str, Negative]) -> tuple[np.ndarray, ...]:
+    """Pictures and sounds of a clip and of the named negatives; the clip's own where there is None."""
+    videos, sounds = [clip.video], [clip.waveform]
+    for kind, (_, modality) in zip(kinds, SLOTS, strict=True):
+        negative = made[kind] if kind is not None else None
+        if modality == "video":
+            videos.append(clip.video if negative is None or negative.video is None else negative.video)
+        else:
+            sounds.append(clip.waveform if negative is None or negative.waveform is None else negative.waveform)
+    return np.stack(videos), np.stack(sounds)
+
+
 def raw_clip(seed: int, *, config: WorldConfig, split: str) -> RawClip:
-    """The world clip of a seed with one negative of each kind; a pure function of its arguments."""
+    """The world clip of a seed with its negatives; a pure function of its arguments."""
     scene = draw_scene(seed, config, split=split)
-    clip = world_clip(scene)
-    made = world_negatives(scene, clip, np.random.default_rng([seed, 3]), split=split)
-    rng = np.random.default_rng([seed, 7])
-    captions = [caption(scene, drop=drop, rng=rng) for drop in CAPTION_DROPS]
-    return RawClip(*streams(clip, made), np.array([kind in made for kind in KINDS]), captions)
+    clip, rng = world_clip(scene), np.random.default_rng([seed, 3])
+    wanted = [kind for kind in draw_kinds(rng, tuple(KINDS)) if kind is not None]
+    made = world_negatives(scene, clip, rng, kinds=wanted, split=split)
+    if len(made) < len(wanted):  # rare: the clip does not have one of them
+        made = world_negatives(scene, clip, rng, split=split)
+        kinds = draw_kinds(rng, tuple(made))
+    else:
+        kinds = list(wanted)
+    words = np.random.default_rng([seed, 7])
+    return RawClip(
+        *with_negatives(clip, kinds, made), kinds, [caption(scene, drop=drop, rng=words) for drop in CAPTION_DROPS]
+    )
 
 
 @dataclass
 class NegativeSet:
-    """Latents of clips (slot 0) and of their negatives (the slots after it), float16 memory maps."""
+    """Latents of clips and of their negatives, float16 memory maps; along axis 1 as in :class:`RawClip`."""
 
-    video: np.ndarray  # [N, 1 + 4, C, T, H, W]
-    audio: np.ndarray  # [N, 1 + 7, C, Ta, M]
-    have: np.ndarray  # bool [N, 11], which kinds each clip has
+    video: np.ndarray  # [N, 1 + 2, C, T, H, W]
+    audio: np.ndarray  # [N, 1 + 5, C, Ta, M]
+    kinds: list[list[str | None]]
     captions: list[list[str]]
 
     def __len__(self) -> int:
@@ -88,12 +117,7 @@ class NegativeSet:
         """Open what :func:`build_negatives` finished."""
         facts = json.loads((folder / "done.json").read_text())
         video, audio = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("video", "audio"))
-        return cls(video, audio, np.array(facts["have"], dtype=bool), facts["captions"])
-
-    def latents(self, modality: str, index: np.ndarray, slots: np.ndarray) -> Tensor:
-        """Latents of clips [B] in slots [B], float32 [B, C, ...]."""
-        store = self.video if modality == "video" else self.audio
-        return torch.from_numpy(store[index, slots].astype(np.float32))
+        return cls(video, audio, facts["kinds"], facts["captions"])
 
 
 def build_negatives(
@@ -139,7 +163,7 @@ def build_negatives(
                 render = partial(raw_clip, config=config, split=split)
                 seeds = range(seed + start, seed + stop)
                 raws: Iterator[RawClip] = pool.map(render, seeds, chunksize=4) if pool else map(render, seeds)
-                have, captions = [], []
+                kinds, captions = [], []
                 for offset, raw in enumerate(raws):
                     with torch.no_grad():
                         latents = {
@@ -150,18 +174,31 @@ def build_negatives(
                         if name not in stores:
                             stores[name] = _store(folder / f"{name}.npy", (clips, *z.shape))
                         stores[name][start + offset] = z.numpy().astype(np.float16)
-                    have.append(raw.have.tolist())
+                    kinds.append(raw.kinds)
                     captions.append(raw.captions)
                 for store in stores.values():
                     store.flush()  # type: ignore[attr-defined]
-                _write(marker, {"have": have, "captions": captions})
+                _write(marker, {"kinds": kinds, "captions": captions})
             progress(stop - start)
     finally:
         if pool is not None:
             pool.shutdown(cancel_futures=True)
     chunks = [json.loads((folder / f"chunk_{start:07d}.json").read_text()) for start in range(0, clips, CHUNK)]
-    _write(folder / "done.json", {name: [x for chunk in chunks for x in chunk[name]] for name in ("have", "captions")})
+    _write(folder / "done.json", {name: [x for chunk in chunks for x in chunk[name]] for name in ("kinds", "captions")})
     return NegativeSet.open(folder)
+
+
+def wait_for(folder: Path, *, hours: float = 12.0) -> None:
+    """Wait until another process has finished the set in ``folder``.
+
+    Raises:
+        FailedError: it has not after that time.
+    """
+    end = time.monotonic() + 3600 * hours
+    while not (folder / "done.json").exists():
+        if time.monotonic() > end:
+            raise FailedError(f"{folder}: the process that makes the latents has not finished in {hours:g} hours")
+        time.sleep(1)
 
 
 def _store(path: Path, shape: tuple[int, ...]) -> np.ndarray:

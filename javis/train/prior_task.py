@@ -9,15 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from javis.data.negatives import KINDS
 from javis.model.prior import PriorEstimator
-from javis.train.prior_latents import AUDIO_KINDS, VIDEO_KINDS, NegativeSet, slot
+from javis.train.prior_latents import SLOTS, NegativeSet
 
 AXES = ("spatial", "temporal")
 MODALITIES = ("video", "audio")
-# How often a kind is drawn beside the others of its axis and modality: what is told apart last is drawn most.
-WEIGHTS = {"video_masklet": 3.0, "video_stall": 2.0, "audio_add": 2.0, "audio_repeat": 2.0}
-
 
 class PriorModule(nn.Module):
     """Estimator plus loss in one ``forward``, as the engine wants it. Batches as :class:`NegativeBatches` makes them."""
@@ -52,26 +48,6 @@ class PriorTask:
         return [*transformer.encoder.layers, *transformer.decoder.layers]
 
 
-def draw_kinds(
-    rng: np.random.Generator, axis: str, modality: str, count: int, have: np.ndarray | None = None
-) -> list[str | None]:
-    """``count`` different kinds of an axis and a modality that a clip has (``have`` [11], None: all), by their weights.
-
-    Where it has fewer, None stands for the rest: the same stream of another clip.
-    """
-    kinds = [
-        kind
-        for i, (kind, what) in enumerate(KINDS.items())
-        if (what.axis, what.modality) == (axis, modality) and (have is None or have[i])
-    ]
-    weights = np.array([WEIGHTS.get(kind, 1.0) for kind in kinds])
-    drawn: list[str | None] = []
-    if kinds:
-        picked = rng.choice(len(kinds), min(count, len(kinds)), replace=False, p=weights / weights.sum())
-        drawn = [kinds[int(i)] for i in picked]
-    return drawn + [None] * (count - len(drawn))
-
-
 class NegativeBatches:
     """Batches of a :class:`NegativeSet`, a pure function of (seed, step, rank).
 
@@ -91,7 +67,6 @@ class NegativeBatches:
         seed: int = 0,
         rank: int = 0,
         world: int = 1,
-        per_axis: dict[str, int] | None = None,
         full_captions: float = 0.7,
     ) -> None:
         """
@@ -101,12 +76,10 @@ class NegativeBatches:
             noise_shape: (tokens, channels) of the priors.
             batch: clips of one rank.
             frame: (height, width) in pixels.
-            per_axis: negatives of each modality on each axis; ``{"video": 1, "audio": 3}`` by default.
             full_captions: share of full captions; the rest lacks words.
         """
         self.data, self.encode_text, self.noise_shape = data, encode_text, noise_shape
         self.batch, self.frame, self.seed, self.rank, self.world = batch, frame, seed, rank, world
-        self.per_axis = {"video": 1, "audio": 3} if per_axis is None else per_axis
         self.full_captions = full_captions
         self.step = 0
 
@@ -128,17 +101,19 @@ class NegativeBatches:
             "frame_height": torch.full((count,), float(self.frame[0])),
             "frame_width": torch.full((count,), float(self.frame[1])),
         }
-        for modality in MODALITIES:
-            batch[modality] = data.latents(modality, index, np.zeros(count, dtype=int))
-            for axis in AXES:
-                kinds = [draw_kinds(rng, axis, modality, self.per_axis[modality], data.have[i]) for i in index]
-                parts = []
-                for column in zip(*kinds, strict=True):
-                    slots = np.array([slot(kind) for kind in column])
-                    other = np.roll(index, 1)  # for a clip that has none of the axis
-                    parts.append(data.latents(modality, np.where(slots == 0, other, index), slots))
-                if parts:
-                    batch[f"{axis}_{modality}"] = torch.stack(parts, dim=1)
+        other = np.roll(index, 1)  # what stands for a negative that a clip does not have
+        for modality, store in (("video", data.video), ("audio", data.audio)):
+            batch[modality] = _floats(store[index, 0])
+            parts: dict[str, list[Tensor]] = {}
+            place = 0
+            for number, (axis, of) in enumerate(SLOTS):
+                if of != modality:
+                    continue
+                place += 1
+                there = np.array([data.kinds[i][number] is not None for i in index])
+                latents = store[np.where(there, index, other), np.where(there, place, 0)]
+                parts.setdefault(f"{axis}_{modality}", []).append(_floats(latents))
+            batch |= {name: torch.stack(values, dim=1) for name, values in parts.items()}
         return batch
 
     def state_dict(self) -> dict[str, Any]:
@@ -148,4 +123,5 @@ class NegativeBatches:
         self.step = int(state["step"])
 
 
-__all__ = ["AUDIO_KINDS", "VIDEO_KINDS", "NegativeBatches", "PriorModule", "PriorTask", "draw_kinds"]
+def _floats(x: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.asarray(x, dtype=np.float32))

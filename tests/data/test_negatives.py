@@ -11,6 +11,7 @@ from javis.data.negatives_clip import Material, describe, make_negative, masklet
 from javis.data.negatives_world import draw_scene, is_synchronous_scene, stem, world_clip, world_material
 from javis.eval.onsets import audio_onsets
 from javis.world import WorldConfig, render_audio, sample_scene
+from javis.world.render import COLOURS
 
 SEEDS = range(700_000, 700_010)
 CONFIG = WorldConfig()
@@ -293,6 +294,11 @@ def test_material_has_what_the_scene_has_not(scenes, clips, materials):
     for scene, clip, material in zip(scenes, clips, materials, strict=True):
         assert material.masklet is not None and material.source is not None
         assert len(material.source) == len(clip.waveform) and len(material.source_events)
+        # The object's colour at its brightest is none of the scene's.
+        inside = material.masklet.frames[material.masklet.alpha == 1].astype(float)
+        pasted = inside[inside.sum(axis=1).argmax()]
+        inks = [np.array(COLOURS[s.colour], float) for s in scene.sources if s.visible]
+        assert all(np.abs(pasted - ink).max() > 40 for ink in inks)
 
 
 def test_a_scene_with_an_unseen_bell_is_no_positive():
