@@ -174,6 +174,30 @@ def _train_distill() -> tuple[type, Run]:
     return DistillConfig, main
 
 
+def _data_make() -> tuple[type, Run]:
+    from javis.data.make_manifest import MakeArgs, main
+
+    return MakeArgs, main
+
+
+def _data_check() -> tuple[type, Run]:
+    from javis.data.doctor import CheckArgs, main
+
+    return CheckArgs, main
+
+
+def _data_shard() -> tuple[type, Run]:
+    from javis.data.shard_command import ShardArgs, main
+
+    return ShardArgs, main
+
+
+def _data_encode() -> tuple[type, Run]:
+    from javis.data.encode_command import EncodeArgs, main
+
+    return EncodeArgs, main
+
+
 def _eval_sync() -> tuple[type, Run]:
     from javis.eval.folder import SyncArgs, main
 
@@ -215,6 +239,10 @@ COMMANDS: dict[str, Command] = {
     "fit-schedule": Command("timesteps of few steps that come nearest to many, for a checkpoint", _fit_schedule),
     "doctor": Command("what is installed here, and which backends would run", lambda: (DoctorArgs, _doctor)),
     "world make": Command("clips of the synthetic world, with truth", lambda: (WorldMakeArgs, _world_make)),
+    "data make": Command("a manifest of the clips in a folder tree", _data_make),
+    "data check": Command("the data doctor: what is wrong with the clips of a manifest", _data_check),
+    "data shard": Command("clips of a manifest in tar files, local or at a URL", _data_shard),
+    "data encode": Command("latents and hidden states of a manifest's clips, stored for training", _data_encode),
     "train demo": Command("train the built-in model from nothing", _train_demo),
     "train audio": Command("stage 1: the audio branch, from the video branch's weights", _train_audio),
     "train joint": Command("stage 3: what joins picture and sound", _train_joint),

@@ -10,6 +10,7 @@ import contextlib
 import io
 import math
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
@@ -127,12 +128,14 @@ def read_bytes(place: Place) -> bytes:
     return data
 
 
-def _open_binary(path: str) -> BinaryIO:
+def _open_binary(path: str) -> AbstractContextManager[BinaryIO]:
+    """A local file or an fsspec URL for reading, in a ``with`` statement."""
     if not is_url(path):
         return open(path, "rb")
-    import fsspec  # type: ignore[import-untyped]
+    import fsspec
 
-    return fsspec.open(path, "rb").open()  # type: ignore[no-any-return]
+    # Not its file alone: that of a file within a tar closes as soon as nobody holds on to the archive.
+    return fsspec.open(path, "rb")  # type: ignore[no-any-return]
 
 
 def _local(place: Place) -> bool:

@@ -59,6 +59,14 @@ class ClipRow:
         return self.num_frames / self.fps
 
 
+class ClipMedia(NamedTuple):
+    """The bytes of a clip's files. ``audio`` is None where the video file holds the sound, or nothing does."""
+
+    video: bytes
+    audio: bytes | None
+    side: bytes | None  # the json beside the clip
+
+
 class BrokenRow(NamedTuple):
     """A row that is no clip: its line in the file (the header is line 1), its cells, and what is wrong."""
 
@@ -98,6 +106,24 @@ class Manifest(Sequence[ClipRow]):
         if not parsed.rows:
             raise UsageError(f"{path} has no rows; expected a row for each clip below the header")
         return cls(parsed.rows)
+
+    def media(self, index: int) -> ClipMedia:
+        """The bytes of a clip, from files, URLs or (`javis.data.shards.ShardedManifest`) shards.
+
+        Raises:
+            OSError: a file is not there. UsageError: a URL that cannot be opened.
+        """
+        from javis.data.make_manifest import side_path
+        from javis.data.probe import open_bytes
+
+        def read(path: str) -> bytes:
+            with open_bytes(path) as file:
+                return bytes(file.read())
+
+        row = self.rows[index]
+        side = side_path(row)
+        audio = read(row.audio_path) if row.audio_path not in ("", row.path) else None
+        return ClipMedia(read(row.path), audio, side.read_bytes() if side is not None and side.is_file() else None)
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write a CSV file, all or nothing. Paths below its folder are written relative to it.
