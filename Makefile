@@ -2,7 +2,7 @@
 #
 # Variables: PYTHON (interpreter that makes the environment), VENV (where it lives), PIP_ARGS (added to each pip call,
 # for example an index with CPU builds of torch), PYTEST_ARGS, AOT_ARGS, CUDA_ARCHS, PROMPT, SEED; for `make gpu` SECTION
-# (one or more of env build tests sanitizer kernels model report), DRY=1 and GPU_ARGS.
+# (one or more of env build tests sanitizer kernels model feeding train report), DRY=1 and GPU_ARGS.
 PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=

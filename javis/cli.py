@@ -132,11 +132,70 @@ def _train_demo() -> tuple[type, Run]:
     return DemoTrainConfig, main
 
 
+def _train_audio() -> tuple[type, Run]:
+    from javis.train.recipes.config import AudioRecipe
+
+    return AudioRecipe, _train_recipe
+
+
+def _train_joint() -> tuple[type, Run]:
+    from javis.train.recipes.config import JointRecipe
+
+    return JointRecipe, _train_recipe
+
+
+def _train_overfit() -> tuple[type, Run]:
+    from javis.train.recipes.overfit import OverfitArgs, main
+
+    return OverfitArgs, main
+
+
+def _train_recipe(recipe: Any) -> int:
+    from javis.train.recipes.run import main
+
+    return main(recipe)
+
+
+def _train_prior() -> tuple[type, Run]:
+    from javis.train.prior_recipe import PriorRecipe
+
+    def run(recipe: PriorRecipe) -> int:
+        from javis.train.prior_run import main
+
+        return main(recipe)
+
+    return PriorRecipe, run
+
+
 def _train_distill() -> tuple[type, Run]:
     from javis.train.distill import main
     from javis.train.distill_config import DistillConfig
 
     return DistillConfig, main
+
+
+def _data_make() -> tuple[type, Run]:
+    from javis.data.make_manifest import MakeArgs, main
+
+    return MakeArgs, main
+
+
+def _data_check() -> tuple[type, Run]:
+    from javis.data.doctor import CheckArgs, main
+
+    return CheckArgs, main
+
+
+def _data_shard() -> tuple[type, Run]:
+    from javis.data.shard_command import ShardArgs, main
+
+    return ShardArgs, main
+
+
+def _data_encode() -> tuple[type, Run]:
+    from javis.data.encode_command import EncodeArgs, main
+
+    return EncodeArgs, main
 
 
 def _eval_sync() -> tuple[type, Run]:
@@ -180,7 +239,15 @@ COMMANDS: dict[str, Command] = {
     "fit-schedule": Command("timesteps of few steps that come nearest to many, for a checkpoint", _fit_schedule),
     "doctor": Command("what is installed here, and which backends would run", lambda: (DoctorArgs, _doctor)),
     "world make": Command("clips of the synthetic world, with truth", lambda: (WorldMakeArgs, _world_make)),
+    "data make": Command("a manifest of the clips in a folder tree", _data_make),
+    "data check": Command("the data doctor: what is wrong with the clips of a manifest", _data_check),
+    "data shard": Command("clips of a manifest in tar files, local or at a URL", _data_shard),
+    "data encode": Command("latents and hidden states of a manifest's clips, stored for training", _data_encode),
     "train demo": Command("train the built-in model from nothing", _train_demo),
+    "train audio": Command("stage 1: the audio branch, from the video branch's weights", _train_audio),
+    "train joint": Command("stage 3: what joins picture and sound", _train_joint),
+    "train overfit": Command("self test: learn one clip by heart and get it back", _train_overfit),
+    "train prior": Command("stage 2: the prior estimator, against asynchronous twins", _train_prior),
     "train distill": Command("few-step students of a checkpoint", _train_distill),
     "eval sync": Command("how well picture and sound agree, for a folder of clips", _eval_sync),
     "eval world": Command("score a checkpoint on held-out prompts of the synthetic world", _eval_world),
@@ -191,9 +258,6 @@ COMMANDS: dict[str, Command] = {
 # What the design names, but this version does not have.
 LATER: dict[str, str] = {
     "eval javisbench": "the evaluation harness (issue 8)",
-    "train joint": "full-size training (issue 7)",
-    "train audio": "full-size training (issue 7)",
-    "train prior": "full-size training (issue 7)",
     "bench ladder": "the latency ladder (issue 4)",
 }
 

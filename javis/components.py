@@ -12,7 +12,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,6 +123,31 @@ def load(
     if residency != "all":
         pipe.set_residency(residency, target)
     return pipe
+
+
+def load_some(
+    folder: Path,
+    attributes: Sequence[str],
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Some components of a full-size checkpoint folder, by attribute, and its description; nothing else is read.
+
+    Raises:
+        UsageError: as :func:`load`.
+    """
+    target = choose_device(device)
+    dtypes = component_dtypes(target, dtype)
+    made: dict[str, Any] = {}
+    try:
+        description = _description(read_json(folder / INDEX))
+        for spec in (spec for spec in SPECS if spec.attribute in attributes):
+            made[spec.attribute] = _build(spec, folder, ModelOps(), dtypes[spec.attribute]).eval()
+            _fill(spec, folder, made[spec.attribute], target)
+    except UsageError as error:
+        raise UsageError(f"checkpoint {str(folder)!r}: {error}") from error
+    return made, description
 
 
 def folder_fingerprint(folder: Path) -> str:

@@ -6,6 +6,7 @@ error.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import importlib.util
@@ -45,6 +46,8 @@ OPTIONAL = {
     "apex": ("apex.optimizers", "fused optimisers for training"),
     "nvidia-dali": ("nvidia.dali", "decoding of training data"),
 }
+# Packages whose distributions are named after what they are built for.
+_BUILDS = {"nvidia-dali": ("nvidia-dali-cuda130", "nvidia-dali-cuda120")}
 _MISSING_CORE = "missing: reinstall javis"
 
 
@@ -60,10 +63,10 @@ def _find(module: str) -> bool:
 
 
 def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    for name in _BUILDS.get(distribution, (distribution,)):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(name)
+    return None
 
 
 def _package(distribution: str, module: str) -> dict[str, Any]:

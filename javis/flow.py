@@ -130,3 +130,15 @@ def flow_losses(
         error = (out[:, : x.shape[1]].float() - (x - noise).float()).square()
         losses.append(masked_mean(error, mask))
     return FlowLoss(losses[0] + losses[1], losses[0], losses[1])
+
+
+def mean_over_generated(losses: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Losses per sample [B] and their mask [B, T] -> mean over the batch, mean over the samples that generate anything.
+
+    A sample that is given whole has the constant loss 1 (:func:`masked_mean`); here it has none.
+    """
+    if mask is None:
+        return losses.mean(), losses.mean()
+    some = mask.any(dim=1)
+    total = torch.where(some, losses, 0.0).sum()
+    return total / len(losses), total / some.sum().clamp(min=1)

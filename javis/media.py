@@ -379,7 +379,7 @@ def read_clip(path: str | os.PathLike[str]) -> Clip:
                     if isinstance(frame, av.VideoFrame):
                         images.append(frame.to_ndarray(format="rgb24"))
                     elif isinstance(frame, av.AudioFrame):
-                        pieces.append(_mono(frame))
+                        pieces.append(mono_samples(frame))
     except av.error.FFmpegError as error:
         raise UsageError(f"cannot read {source} as a video: {error}; expected an mp4 or another video file") from None
     if not images:
@@ -388,7 +388,7 @@ def read_clip(path: str | os.PathLike[str]) -> Clip:
     return Clip(np.stack(images), audio[:length], fps, sample_rate)
 
 
-def _mono(frame: av.AudioFrame) -> np.ndarray:
+def mono_samples(frame: av.AudioFrame) -> np.ndarray:
     """Samples of a decoded frame as float32 [N]: integers scaled to [-1, 1), channels averaged."""
     values = frame.to_ndarray()
     if np.issubdtype(values.dtype, np.integer):

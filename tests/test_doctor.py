@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import io
 import json
 import os
@@ -77,3 +78,19 @@ def test_rendering_names_what_was_found() -> None:
     assert "safetensors" in text
     for name in OPS:
         assert name in text
+
+
+def test_dali_is_listed_under_the_name_of_its_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = {"nvidia-dali-cuda120": "2.1"}
+
+    def version(name: str) -> str:
+        if name not in versions:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return versions[name]
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setattr(doctor, "_find", lambda module: True)
+    assert doctor._package("nvidia-dali", "nvidia.dali")["version"] == "2.1"
+    versions["nvidia-dali-cuda130"] = "2.4"
+    assert doctor._package("nvidia-dali", "nvidia.dali")["version"] == "2.4"
+    assert doctor._package("triton", "triton")["version"] is None

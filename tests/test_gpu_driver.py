@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 if not (ROOT / "benchmarks/gpu/__main__.py").is_file():
     pytest.skip("needs a source tree", allow_module_level=True)
-from benchmarks import decode, end_to_end, ladder  # noqa: E402
+from benchmarks import decode, end_to_end, feeding, ladder  # noqa: E402
 from benchmarks.gpu import __main__ as driver  # noqa: E402
 from benchmarks.gpu import calls, measure, probe, report, sections  # noqa: E402
 from benchmarks.gpu.sections import ORDER, Context, Step  # noqa: E402
@@ -128,6 +128,7 @@ def test_commands_on_a_gpu_have_the_options_they_are_given(tmp_path: Path) -> No
         "benchmarks.decode": decode.parser(),
         "benchmarks.ladder": ladder.parser(),
         "benchmarks.end_to_end": end_to_end.parser(),
+        "benchmarks.feeding": feeding.parser(),
         "benchmarks.gpu.calls": calls.parser(),
         "benchmarks.gpu.measure": measure.parser(),
     }
@@ -172,6 +173,7 @@ def test_sections_need_no_more_than_torch() -> None:
         f"        if name.split('.')[0] in {blocked!r}: raise ModuleNotFoundError(name)\n"
         "sys.meta_path.insert(0, Blocked())\n"
         "import benchmarks.ladder, benchmarks.decode, benchmarks.choices, benchmarks.roofline\n"
+        "import benchmarks.train_stages\n"
         "from benchmarks.gpu import __main__, calls, loads, measure, probe, report\n"
         "arguments = ['--device', 'cpu', '--op', 'ada_layer_norm', '--most', '1', '--backends', 'cpu']\n"
         "assert calls.main(arguments) in (0, 1)\n"

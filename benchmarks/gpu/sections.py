@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-ORDER = ("env", "build", "tests", "sanitizer", "kernels", "model", "report")
+ORDER = ("env", "build", "tests", "sanitizer", "kernels", "model", "feeding", "train", "report")
 # In the order of what is wanted first, should the time run out.
 CLIPS = (("512x512", "with"), ("720p", "with"), ("240p", "with"))
 CLIPS += tuple((clip, "without") for clip, _ in CLIPS)
+FEEDING = ("av", "soundfile")  # DALI is measured where it is
 FULL = ("diffusers", "transformers", "safetensors", "huggingface-hub", "av", "rich")  # what the pipeline imports
 
 
@@ -239,6 +240,38 @@ def end_to_end(c: Context) -> list[Step]:
     return made
 
 
+def feeding(c: Context) -> list[Step]:
+    """Clips per second from files to batches: DALI on the GPU beside PyAV on the cores."""
+    missing = [name for name in FEEDING if not c.has(name)]
+    reason = f"{', '.join(missing)} missing: pip install 'javis[dali]'" if missing else None
+    common: tuple[object, ...] = ("--device", c.device, "--results", c.results)
+    if c.dry:
+        command = c.module("benchmarks.feeding", *common, "--quick", "--workers", 1)
+        return [Step(name="feeding", command=command, seconds=120, show=4, skip=reason)]
+    workers = min(8, c.facts["cores"])
+    made = []
+    for clip in ("256", "512", "720"):
+        options = ("--clips", clip, "--codecs", "h264", "vp9", "--workers", workers)
+        command = c.module("benchmarks.feeding", *common, *options)
+        made.append(Step(name=f"feeding {clip}", command=command, seconds=300, show=8, skip=reason))
+    return made
+
+
+def train(c: Context) -> list[Step]:
+    """A training step of each stage, fused against eager, a stage a step."""
+    common: tuple[object, ...] = ("--device", c.device, "--results", c.results)
+    if c.dry:
+        c.results.mkdir(parents=True, exist_ok=True)
+        command = c.module("benchmarks.train_stages", *common, "--quick", "--repeats", 1)
+        return [Step(name="training step", command=command, seconds=180, show=6)]
+    made = []
+    for stage in ("joint", "audio", "prior"):
+        command = c.module("benchmarks.train_stages", *common, "--stages", stage, "--repeats", 7)
+        made.append(Step(name=f"training step {stage}", command=command, seconds=300, show=3))
+    everything = c.module("benchmarks.train_stages", *common, "--stages", "joint", "--train", "all", "--depth", 14)
+    return [*made, Step(name="training step joint, all trained, 14 layers", command=everything, seconds=300, show=3)]
+
+
 def report(c: Context) -> list[Step]:
     """One table of what was measured, the picture, and the choices that follow from the rows."""
     options: tuple[object, ...] = ("--results", c.results)
@@ -274,6 +307,6 @@ def steps(name: str, context: Context) -> list[Step]:
     """The steps of a section."""
     made = {
         "env": env, "build": build, "tests": tests, "sanitizer": sanitizer, "kernels": kernels, "model": model,
-        "report": report,
+        "feeding": feeding, "train": train, "report": report,
     }  # fmt: skip
     return made[name](context)

@@ -1,1 +1,1 @@
-"""Sizes of clips and, in later versions, data sets."""
+"""Data sets: manifests, their doctor, buckets, shards, feeding, negatives, stored latents; sizes of clips."""

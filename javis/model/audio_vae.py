@@ -166,7 +166,12 @@ class AudioLDM2Codec(nn.Module):
             audio: waveforms of more than 512 samples.
             generator: samples the posterior with it, as the official code does; None takes its mean.
         """
-        posterior = self.vae.encode(self.log_mel(audio).to(self._dtype())).latent_dist
+        return self.encode_mel(self.log_mel(audio), generator=generator)
+
+    @torch.no_grad()
+    def encode_mel(self, mel: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """What :meth:`encode` does with the log-mels [B, 1, 4 T, 64] of :meth:`log_mel`."""
+        posterior = self.vae.encode(mel.to(self._dtype())).latent_dist
         latents = posterior.mode() if generator is None else posterior.sample(generator)
         return latents * self.config.vae.scaling_factor
 

@@ -6,7 +6,7 @@ values of captions and priors) are computed once per clip by ``condition`` metho
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -330,55 +330,9 @@ class BidirectionalBlock(nn.Module):
         return video, audio + self.audio_scale * self.audio_out(to_audio)
 
 
-class JavisLayer(nn.Module):
-    """One layer: video spatial, video temporal, audio spatial, audio temporal, priors, bidirectional attention."""
-
-    def __init__(self, config: JavisDiTConfig, ops: ModelOps) -> None:
-        super().__init__()
-        self.video_spatial = TransformerBlock(config, ops, "spatial")
-        self.video_temporal = TransformerBlock(config, ops, "temporal")
-        self.audio_spatial = TransformerBlock(config, ops, "spatial")
-        self.audio_temporal = TransformerBlock(config, ops, "temporal")
-        self.video_prior = PriorBlock(config, ops) if config.use_prior else None
-        self.audio_prior = PriorBlock(config, ops) if config.use_prior else None
-        self.bidirectional = BidirectionalBlock(config, ops) if config.use_bidirectional else None
-
-    def stream(
-        self,
-        name: Stream,
-        x: Tensor,
-        step: StepState,
-        text: tuple[KeyValue, KeyValue],
-        text_mask: Tensor | None,
-        prior: tuple[PriorCondition, PriorCondition] | None,
-        held: Mapping[str, Held] | None = None,
-    ) -> Tensor:
-        """The blocks of one stream, [B, N, C], up to where the streams meet.
-
-        Args:
-            text: keys and values for the spatial and the temporal block. prior: for the spatial and the temporal step.
-            held: by block ("spatial", "temporal", "prior"), what it keeps across steps.
-        """
-        held = held or {}
-        if name == "video":
-            spatial, temporal, own_prior = self.video_spatial, self.video_temporal, self.video_prior
-        else:
-            spatial, temporal, own_prior = self.audio_spatial, self.audio_temporal, self.audio_prior
-        x = spatial(x, step, text[0], text_mask, held.get("spatial"))
-        x = temporal(x, step, text[1], text_mask, held.get("temporal"))
-        if own_prior is not None and prior is not None:
-            x = own_prior(x, step, *prior, held.get("prior"))
-        return x
-
-    def blocks(self) -> dict[str, nn.Module]:
-        """The sub-blocks by name, in the order they run; those this model has."""
-        return {name: block for name, block in self.named_children() if block is not None}
-
-
 __all__ = [
     "FoldedPrior",
     "Held",
-    "JavisLayer",
     "KeyValue",
     "Modulation",
     "PriorCondition",

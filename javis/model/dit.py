@@ -9,14 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from javis.model.blocks import Held, JavisLayer, PriorBlock, PriorCondition, StepState, Stream
+from javis.model.blocks import Held, StepState, Stream
 from javis.model.config import JavisDiTConfig, PriorScope
 from javis.model.embed import (
     Embedders,
@@ -29,8 +30,9 @@ from javis.model.embed import (
     video_positions,
 )
 from javis.model.final import FinalLayer, velocity_of_sample
+from javis.model.layer import JavisLayer
 from javis.model.ops import ModelOps, Rope
-from javis.model.records import Conditioning, LayerCondition, StepStart, Velocity
+from javis.model.records import ClipTokens, Conditioning, LayerCondition, StepStart, Velocity
 
 __all__ = ["Conditioning", "JavisDiT", "LayerCondition", "StepStart", "Velocity"]
 
@@ -108,7 +110,12 @@ class JavisDiT(nn.Module):
 
     # -- once per clip ------------------------------------------------------------------------------------------------
 
-    def condition(
+    def condition(self, text: Tensor, **told: Any) -> Conditioning:
+        """Compute what does not depend on the timestep; arguments and errors as in :meth:`prepare`."""
+        tokens, clip = self.prepare(text, **told)
+        return replace(clip, layers=[layer.condition(tokens) for layer in self._layers])
+
+    def prepare(
         self,
         text: Tensor,
         *,
@@ -126,8 +133,8 @@ class JavisDiT(nn.Module):
         guidance: Tensor | None = None,
         audio_text: Tensor | None = None,
         audio_text_mask: Tensor | None = None,
-    ) -> Conditioning:
-        """Compute what does not depend on the timestep.
+    ) -> tuple[ClipTokens, Conditioning]:
+        """What of :meth:`condition` all layers share: embedded tokens, and a conditioning without layers.
 
         Args:
             text: caption hidden states, [B, L, caption_channels].
@@ -169,16 +176,6 @@ class JavisDiT(nn.Module):
         captions = (self.embed.video_text(text), self.embed.audio_text(heard.to(dtype)))
         priors = self._prior_tokens(spatial_prior, temporal_prior, batch) if c.use_prior and with_prior else None
 
-        layers = []
-        for layer in self._layers:
-            blocks = (layer.video_spatial, layer.video_temporal, layer.audio_spatial, layer.audio_temporal)
-            told = [block.text.key_value(captions[i // 2]) for i, block in enumerate(blocks)]
-            video_prior = audio_prior = None
-            if priors is not None:
-                video_prior = self._prior_condition(layer.video_prior, priors, video_grid, prior_scope)
-                audio_prior = self._prior_condition(layer.audio_prior, priors, audio_grid, prior_scope)
-            layers.append(LayerCondition((told[0], told[1], told[2], told[3]), video_prior, audio_prior))
-
         scale = (height.float() * width.float()).sqrt() / c.input_sq_size
         mel = torch.arange(audio_grid[1], device=text.device)
         video_pos = video_positions((video_grid[1], video_grid[2]), scale, c.hidden_size)[:, None]
@@ -189,8 +186,9 @@ class JavisDiT(nn.Module):
         clip = self.embed.fps(fps)
         if guidance is not None:
             clip = clip + self.embed.guidance_scales(guidance.to(text.device))
-        return Conditioning(
-            layers=layers,
+        tokens = ClipTokens(*captions, priors, video_grid, audio_grid, prior_scope)
+        return tokens, Conditioning(
+            layers=[],
             text_mask=mask,
             audio_text_mask=heard_mask,
             fps=clip,
@@ -225,17 +223,6 @@ class JavisDiT(nn.Module):
                 raise ValueError(f"{name} must be {[batch, length, c.prior_channels]}, got {list(value.shape)}")
         tokens = self.embed.prior(torch.cat((spatial, temporal), dim=1).to(self.time_block.weight.dtype))
         return tokens[:, : c.spatial_prior_len], tokens[:, c.spatial_prior_len :]
-
-    @staticmethod
-    def _prior_condition(
-        block: PriorBlock | None, priors: tuple[Tensor, Tensor], grid: tuple[int, ...], scope: PriorScope
-    ) -> tuple[PriorCondition, PriorCondition]:
-        assert block is not None
-        places = math.prod(grid[1:])
-        return (
-            block.spatial.condition(priors[0], places, scope),
-            block.temporal.condition(priors[1], grid[0], scope),
-        )
 
     # -- every step ---------------------------------------------------------------------------------------------------
 

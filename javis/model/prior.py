@@ -205,7 +205,12 @@ class PriorEstimator(nn.Module):
         frames, *grid = self.video_embedder.grid(tuple(video.shape[2:]))
         scale = (frame_height.float() * frame_width.float()).sqrt() / c.input_sq_size
         positions = video_positions((grid[0], grid[1]), scale, c.out_dim)
-        tokens = self.video_embedder(video).unflatten(1, (frames, -1)) + positions.to(video.dtype)[:, None]
+        missing = [-n % p for n, p in zip(video.shape[2:], c.video_patch, strict=True)]
+        if any(missing):
+            video = F.pad(video, [value for amount in reversed(missing) for value in (0, amount)])
+        # The strided convolution itself: with patches in time as well, six times faster here than PatchEmbed's product.
+        tokens = self.video_embedder.proj(video).flatten(3).permute(0, 2, 3, 1)  # [B, T', S, C]
+        tokens = tokens + positions.to(video.dtype)[:, None]
         return self._resample(tokens)
 
     def embed_audio(self, audio: Tensor) -> tuple[Tensor, Tensor]:
@@ -261,19 +266,11 @@ class PriorEstimator(nn.Module):
             raise ValueError("this estimator has no audio-video embedding network (encode_va=False), hence no loss")
         if onset is not None and not self.config.pred_onset:
             raise ValueError("onset labels were given, but the estimator predicts no onsets (pred_onset=False)")
-        losses = {}
-        axis: Axis
-        for axis, prior in (("spatial", priors.spatial), ("temporal", priors.temporal)):
-            embeds = self._embed_axis(
-                axis,
-                video,
-                audio,
-                (neg_videos or {}).get(axis),
-                (neg_audios or {}).get(axis),
-                frame_height,
-                frame_width,
-            )
-            losses[axis] = axis_loss(prior, embeds, self.discriminator)
+        embeds = self._embed_all(video, audio, neg_videos or {}, neg_audios or {}, frame_height, frame_width)
+        losses = {
+            "spatial": axis_loss(priors.spatial, embeds["spatial"], self.discriminator),
+            "temporal": axis_loss(priors.temporal, embeds["temporal"], self.discriminator),
+        }
         total = losses["spatial"].total + losses["temporal"].total
         kl = onset_term = None
         if priors.mean is not None and priors.logvar is not None:
@@ -284,28 +281,37 @@ class PriorEstimator(nn.Module):
             total = total + onset_term
         return PriorLoss(total=total, spatial=losses["spatial"], temporal=losses["temporal"], kl=kl, onset=onset_term)
 
-    def _embed_axis(
+    def _embed_all(
         self,
-        axis: Axis,
         video: Tensor,
         audio: Tensor,
-        neg_video: Tensor | None,
-        neg_audio: Tensor | None,
+        neg_videos: Mapping[str, Tensor],
+        neg_audios: Mapping[str, Tensor],
         frame_height: Tensor,
         frame_width: Tensor,
-    ) -> Tensor:
-        """Embeddings [B, 1 + negatives, N, C]: (v+, a+), v+ with every negative audio, every negative video with a+."""
-        index = 0 if axis == "spatial" else 1
+    ) -> dict[Axis, Tensor]:
+        """Embeddings [B, 1 + negatives, N, C] by axis: (v+, a+), v+ with every negative audio, every negative video
+        with a+."""
         batch = len(video)
-        videos = video[:, None] if neg_video is None else torch.cat((video[:, None], neg_video), dim=1)
-        audios = audio[:, None] if neg_audio is None else torch.cat((audio[:, None], neg_audio), dim=1)
-        n_video, n_audio = videos.shape[1], audios.shape[1]
-        height, width = (size.expand(batch).repeat_interleave(n_video) for size in (frame_height, frame_width))
-        video_tokens = self.embed_video(videos.flatten(0, 1), height, width)[index].unflatten(0, (batch, n_video))
-        audio_tokens = self.embed_audio(audios.flatten(0, 1))[index].unflatten(0, (batch, n_audio))
-        pair_video = [0] * n_audio + list(range(1, n_video))
-        pair_audio = list(range(n_audio)) + [0] * (n_video - 1)
-        embeds = self.embed_pairs(
-            axis, video_tokens[:, pair_video].flatten(0, 1), audio_tokens[:, pair_audio].flatten(0, 1)
-        )
-        return embeds.unflatten(0, (batch, -1))
+
+        def sized(count: int) -> tuple[Tensor, Tensor]:
+            return frame_height.expand(batch).repeat_interleave(count), frame_width.expand(batch).repeat_interleave(
+                count
+            )
+
+        positive_video, positive_audio = self.embed_video(video, *sized(1)), self.embed_audio(audio)
+        embeds: dict[Axis, Tensor] = {}
+        axes: tuple[Axis, Axis] = ("spatial", "temporal")
+        for index, axis in enumerate(axes):
+            videos, audios = positive_video[index][:, None], positive_audio[index][:, None]
+            if (more := neg_videos.get(axis)) is not None:
+                tokens = self.embed_video(more.flatten(0, 1), *sized(more.shape[1]))[index]
+                videos = torch.cat((videos, tokens.unflatten(0, (batch, -1))), dim=1)
+            if (more := neg_audios.get(axis)) is not None:
+                tokens = self.embed_audio(more.flatten(0, 1))[index]
+                audios = torch.cat((audios, tokens.unflatten(0, (batch, -1))), dim=1)
+            pair_video = [0] * audios.shape[1] + list(range(1, videos.shape[1]))
+            pair_audio = list(range(audios.shape[1])) + [0] * (videos.shape[1] - 1)
+            pairs = self.embed_pairs(axis, videos[:, pair_video].flatten(0, 1), audios[:, pair_audio].flatten(0, 1))
+            embeds[axis] = pairs.unflatten(0, (batch, -1))
+        return embeds

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from javis.model.blocks import KeyValue, PriorCondition, StepState
+from javis.model.config import PriorScope
 from javis.model.ops import Rope
 
 
@@ -19,6 +20,17 @@ class Velocity(NamedTuple):
 
     video: Tensor
     audio: Tensor
+
+
+class ClipTokens(NamedTuple):
+    """Embedded condition tokens of a clip, of which every layer makes its own keys and values."""
+
+    video_text: Tensor  # [B, L, C]
+    audio_text: Tensor  # [B, La, C]
+    priors: tuple[Tensor, Tensor] | None  # spatial [B, Ns, C] and temporal [B, Nt, C]
+    video_grid: tuple[int, ...]  # tokens (T, H, W)
+    audio_grid: tuple[int, ...]  # tokens (Ta, M)
+    prior_scope: PriorScope = "sample"
 
 
 class LayerCondition(NamedTuple):

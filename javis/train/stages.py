@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn, optim
 
 from javis.errors import UsageError
-from javis.flow import flow_losses, sample_timesteps
+from javis.flow import flow_losses, mean_over_generated, sample_timesteps
 from javis.model.dit import JavisDiT
 from javis.model.prior import PriorEstimator
 from javis.model.text import WordEncoder
@@ -80,18 +80,9 @@ class FlowModule(nn.Module):
                 video_mask=batch.get("video_mask"),
                 audio_mask=batch.get("audio_mask"),
             )
-        video, video_mean = _over_generated(losses.video, batch.get("video_mask"))
-        audio, audio_mean = _over_generated(losses.audio, batch.get("audio_mask"))
+        video, video_mean = mean_over_generated(losses.video, batch.get("video_mask"))
+        audio, audio_mean = mean_over_generated(losses.audio, batch.get("audio_mask"))
         return video + audio, video_mean, audio_mean
-
-
-def _over_generated(losses: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Loss per sample [B] and its mask [B, T] -> (mean over the batch, mean over samples that generate anything)."""
-    if mask is None:
-        return losses.mean(), losses.mean()
-    some = mask.any(dim=1)
-    total = torch.where(some, losses, 0.0).sum()  # a sample that is given whole has the constant loss 1
-    return total / len(losses), total / some.sum().clamp(min=1)
 
 
 class Batches:

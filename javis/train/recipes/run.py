@@ -1,0 +1,173 @@
+"""``javis train audio`` and ``javis train joint``: from a recipe to a checkpoint that samples."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from javis.components import choose_device
+from javis.console import output
+from javis.errors import UsageError
+from javis.parallel.ranks import Rank, rank_from_env
+from javis.pipeline import JavisPipeline
+from javis.train.engine import BatchSource, Trainer
+from javis.train.recipes.config import FlowRecipe
+from javis.train.recipes.sources import ClipEncoder, FeederSource, StoredSource, WorldSource, render
+from javis.train.recipes.start import clip_format, load_components, training_model
+from javis.train.recipes.task import FlowTask
+from javis.train.recipes.watch import Board, Export, Progress, Samples, Watcher
+
+log = logging.getLogger("javis.train")
+CHECKPOINT = "checkpoint"  # folder of a finished stage, below --out
+
+
+@dataclass
+class Stage:
+    """A recipe with everything that it names: ready to be trained."""
+
+    recipe: FlowRecipe
+    pipe: JavisPipeline
+    task: FlowTask
+    source: BatchSource
+    prompts: list[str]
+    place: Rank
+
+
+def device_of(recipe: FlowRecipe, place: Rank) -> torch.device:
+    """Where this process works."""
+    if recipe.device == "cpu" or (recipe.device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    return choose_device(f"cuda:{place.local_rank}")
+
+
+@contextlib.contextmanager
+def prepared(recipe: FlowRecipe) -> Iterator[Stage]:
+    """Components, model and data of a recipe; a feeder is closed at the end.
+
+    Raises:
+        UsageError: what the recipe names is not there or does not fit.
+    """
+    place = rank_from_env()
+    pipe = load_components(recipe.init, device_of(recipe, place), seed=recipe.seed)
+    if pipe.residency.policy != "all":
+        raise UsageError("training needs all components on the device")
+    model = training_model(pipe, recipe)
+    task = FlowTask(model, recipe.stage)
+    with contextlib.ExitStack() as stack:
+        source, captions = make_source(recipe, pipe, place, stack)
+        yield Stage(recipe, pipe, task, source, list(recipe.prompts) or captions, place)
+
+
+def make_source(
+    recipe: FlowRecipe, pipe: JavisPipeline, place: Rank, stack: contextlib.ExitStack
+) -> tuple[BatchSource, list[str]]:
+    """The batches of this process, and two captions of the data.
+
+    Raises:
+        UsageError: data that is not there, is not usable or does not fit the checkpoint.
+    """
+    encoder = ClipEncoder(pipe, recipe.stage)
+    size, length = clip_format(pipe, recipe)
+    common: dict[str, Any] = {"seed": recipe.seed, "rank": place.rank}
+    if recipe.data == "world":
+        world = WorldSource(encoder, recipe.draws, size=size, length=length, batch=recipe.batch, **common)
+        return world, render([0, 1], world.world).captions
+    if recipe.data.endswith(".csv"):
+        from javis.data.buckets import BucketPlan
+        from javis.data.feed import FeedPlan, make_feeder
+        from javis.data.manifest import Manifest
+
+        manifest = Manifest.read(recipe.data)
+        plan = FeedPlan(
+            num_frames=length.model_frames,
+            height=size.height,
+            width=size.width,
+            fps=float(length.fps),
+            batch=recipe.batch,
+            seed=recipe.seed,
+            sample_rate=length.sample_rate,
+            rank=place.rank,
+            world=place.world,
+            buckets=None if recipe.buckets is None else BucketPlan.parse(recipe.buckets, fps=float(length.fps)),
+            device=str(pipe.device),
+        )
+        feeder = make_feeder(manifest, plan, recipe.feeder)
+        stack.callback(feeder.close)
+        return FeederSource(encoder, feeder, recipe.draws, **common), [row.text for row in manifest[:2]]
+    if "://" in recipe.data or Path(recipe.data).is_dir():
+        from javis.data.latent_source import LatentSource  # type: ignore[import-not-found,unused-ignore]
+
+        latents = LatentSource(
+            recipe.data, batch=recipe.batch, seed=recipe.seed, rank=place.rank, world=place.world, check=True
+        )
+        captions = [clip["caption"] for clip in latents.records[0]["clips"][:2]]
+        return StoredSource(encoder, latents, recipe.draws, **common), captions
+    raise UsageError(f"data {recipe.data!r}: expected a manifest (.csv), a folder of encoded clips, or 'world'")
+
+
+def watchers(stage: Stage) -> list[Watcher]:
+    """What is shown and written beside the engine's own checkpoints and log."""
+    recipe, pipe, place = stage.recipe, stage.pipe, stage.place
+    facts = {"stage": recipe.stage, "init": recipe.init, "data": recipe.data}
+    export = Export(pipe, Path(recipe.out) / CHECKPOINT, recipe.steps, facts, place.rank)
+    if place.rank:
+        return [export]
+    folder = Path(recipe.out) / "tensorboard" if recipe.tensorboard else None
+    board = Board(folder, stage.task.module, project=recipe.wandb, resolved=recipe.resolved())
+    options: dict[str, Any] = {"steps": recipe.sample_steps}
+    if recipe.seconds is not None:
+        options["seconds"] = recipe.seconds
+    if recipe.resolution is not None:
+        options |= {"resolution": recipe.resolution, "ratio": recipe.ratio}
+    samples = Samples(
+        pipe, Path(recipe.out) / "samples", stage.prompts, every=recipe.sample_every, board=board, options=options
+    )
+    clips = recipe.batch * recipe.accumulation * place.world
+    return [Progress(f"{recipe.stage} stage", recipe.steps, clips), board, samples, export]
+
+
+def train(stage: Stage, callbacks: list[Watcher] | None = None) -> Path:
+    """Train a prepared stage; returns the checkpoint folder of the finished stage."""
+    recipe = stage.recipe
+    watching = watchers(stage) if callbacks is None else callbacks
+    # The engine calls for samples at the last step, with averaged and whole weights: that is what is exported.
+    config = dataclasses.replace(recipe, sample_every=recipe.sample_every or recipe.steps)
+    try:
+        Trainer(stage.task, stage.source, config, watching, resolved={"recipe": recipe.resolved()}).run()
+    finally:
+        for watcher in watching:
+            watcher.close()
+    return Path(recipe.out) / CHECKPOINT
+
+
+def run(recipe: FlowRecipe) -> Path:
+    """Train the stage of a recipe; returns the checkpoint folder.
+
+    Raises:
+        UsageError: what cannot run. FailedError: training that went wrong.
+    """
+    with prepared(recipe) as stage:
+        return train(stage)
+
+
+def main(recipe: FlowRecipe) -> int:
+    """Command-line entry."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if recipe.dry_run:
+        from javis.train.recipes.estimate import estimate, lines
+
+        facts = estimate(recipe)
+        output().print(json.dumps(facts, indent=1) if recipe.json else "\n".join(lines(facts)))
+        return 0
+    folder = run(recipe)
+    if rank_from_env().rank == 0:
+        output().print(f"checkpoint: {folder}")
+    return 0

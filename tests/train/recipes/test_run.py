@@ -1,0 +1,164 @@
+"""Stages from a recipe to a checkpoint that samples."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from javis import JavisPipeline
+from javis.cli import main
+from javis.data.manifest import ClipRow, Manifest
+from javis.errors import UsageError
+from javis.model.checkpoint import to_official
+from javis.train.recipes.config import AudioRecipe, JointRecipe
+from javis.train.recipes.parameters import part_of
+from javis.train.recipes.start import load_components, take_weights, training_model
+from javis.world import WorldConfig
+from javis.world.make import make
+
+QUICK = ["--seconds", "0.5", "--batch", "2", "--steps", "2", "--log-every", "1", "--warmup", "1", "--device", "cpu"]
+
+
+def transformer(folder: Path) -> dict[str, torch.Tensor]:
+    return {
+        n.removeprefix("model."): v for n, v in load_file(folder / "model.safetensors").items() if n[:6] == "model."
+    }
+
+
+def changed(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> set[str]:
+    assert a.keys() == b.keys()
+    return {name for name in a if not torch.equal(a[name].float(), b[name].float())}
+
+
+# -- weights to start from ---------------------------------------------------------------------------------------------
+
+
+def test_starting_weights(checkpoint: Path) -> None:
+    """The checkpoint's own, with the audio branch from the video branch, or random ones from the seed."""
+    pipe = load_components(str(checkpoint), torch.device("cpu"))
+    before = {name: value.clone() for name, value in pipe.model.state_dict().items()}
+    model = training_model(pipe, AudioRecipe(init=str(checkpoint)))
+    assert pipe.model is model
+    parts = {part_of(name) for name in changed(before, model.state_dict())}
+    assert parts <= {"audio", "audio_text", "null"} and "audio" in parts
+    assert torch.equal(model.embed.audio_text.null, model.embed.video_text.null)
+    fresh = [
+        training_model(load_components(str(checkpoint), torch.device("cpu")), JointRecipe(fresh=True, seed=s))
+        for s in (1, 1, 2)
+    ]
+    assert not changed(fresh[0].state_dict(), fresh[1].state_dict())
+    assert len(changed(fresh[0].state_dict(), fresh[2].state_dict())) > 30
+    assert changed(fresh[0].state_dict(), before)
+
+
+def test_official_weight_files(checkpoint: Path, tmp_path: Path) -> None:
+    """As the official ``weight_init_from``: what fits by name and shape, whatever else the file holds."""
+    pipe = load_components(str(checkpoint), torch.device("cpu"))
+    model = training_model(pipe, JointRecipe())
+    given = {name: torch.randn_like(value) for name, value in model.state_dict().items() if part_of(name) == "video"}
+    save_file({**to_official(given), "something.else": torch.ones(1)}, tmp_path / "stdit3.safetensors")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    taken = take_weights(model, tmp_path / "stdit3.safetensors")
+    assert set(taken) == set(given) == changed(before, model.state_dict())
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in given.items())
+    save_file({"x_embedder.proj.weight": torch.zeros(3, 4, 1, 2, 2)}, tmp_path / "other.safetensors")
+    with pytest.raises(UsageError, match=r"1 names fit, but no shape \(embed\.video\.proj\.weight\)"):
+        take_weights(model, tmp_path / "other.safetensors")
+
+
+# -- stages ------------------------------------------------------------------------------------------------------------
+
+
+def test_audio_then_joint(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On drawn clips: a stage trains what it should, shows what it does, and leaves a checkpoint that samples."""
+    audio, joint = tmp_path / "audio", tmp_path / "joint"
+    assert (
+        main(["train", "audio", "--init", str(checkpoint), "--out", str(audio), "--audio-from", "checkpoint", *QUICK])
+        == 0
+    )
+    parts = {part_of(name) for name in changed(transformer(checkpoint), transformer(audio / "checkpoint"))}
+    assert parts == {"audio", "audio_text"}
+    sampling = ["--sample-every", "1", "--sample-steps", "1", "--prompts", "a red ball bounces"]
+    assert main(["train", "joint", "--init", str(audio / "checkpoint"), "--out", str(joint), *sampling, *QUICK]) == 0
+    parts = {part_of(name) for name in changed(transformer(audio / "checkpoint"), transformer(joint / "checkpoint"))}
+    assert parts == {"prior", "bidirectional"}
+    assert f"checkpoint: {joint / 'checkpoint'}" in capsys.readouterr().out
+    assert [path.name for path in sorted((joint / "samples").iterdir())] == ["step_0000001_0.png", "step_0000002_0.png"]
+    assert any(path.name.startswith("events.") for path in (joint / "tensorboard").iterdir())
+    configs = [json.loads(path.read_text()) for path in sorted(joint.rglob("checkpoints/*/config.json"))]
+    assert configs and all(c["recipe"]["stage"] == "joint" and c["recipe"]["batch"] == 2 for c in configs)
+    facts = json.loads((joint / "checkpoint" / "config.json").read_text())["training"]
+    assert facts["stage"] == "joint" and facts["steps"] == 2
+    clip = JavisPipeline.from_pretrained(joint / "checkpoint")("a red ball bounces", seconds=0.5, steps=1, seed=0)
+    assert clip.video.shape == (1, 8, 32, 32, 3)
+
+
+def test_a_student_is_left_out(tmp_path: Path) -> None:
+    """The built-in checkpoint holds one; it was made from other weights than those that are exported."""
+    from javis.train.recipes.task import FlowModule
+    from javis.train.recipes.watch import Export
+
+    pipe = load_components("demo", torch.device("cpu"))
+    model = training_model(pipe, JointRecipe())
+    Export(pipe, tmp_path / "checkpoint", 5, {"stage": "joint"}).on_sample(5, FlowModule(model, "joint"))
+    assert JavisPipeline.from_pretrained(tmp_path / "checkpoint").student is None
+    assert "student" in pipe.description or pipe.student is None
+
+
+def test_data_that_is_not_there(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", "joint", "--init", str(checkpoint), "--out", str(tmp_path / "x"), *QUICK]
+    assert main([*words, "--data", str(tmp_path / "none.csv")]) == 2
+    assert main([*words, "--data", "clips"]) == 2
+    assert main([*words, "--init", str(tmp_path / "none")]) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert any("none.csv" in line for line in said) and any("expected a manifest" in line for line in said)
+
+
+# -- from files --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A manifest of six clips of the world on disk: VP9 and wav."""
+    folder = tmp_path_factory.mktemp("clips")
+    config = WorldConfig(size=32, seconds=0.75)
+    make(folder, 6, 0, config)
+    rows = [
+        ClipRow(
+            path=str(folder / f"clip_{i:06d}.mp4"), id=f"clip_{i:06d}", relpath=f"clip_{i:06d}.mp4", num_frames=12,
+            height=32, width=32, aspect_ratio=1.0, fps=16.0, resolution=1024,
+            audio_path=str(folder / f"clip_{i:06d}.wav"), audio_fps=16000,
+            text=json.loads((folder / f"clip_{i:06d}.json").read_text())["caption"],
+        )
+        for i in range(6)
+    ]  # fmt: skip
+    Manifest(tuple(rows)).write(folder / "official.csv")
+    return folder / "official.csv"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("feeder", ["dali", "pyav"])
+def test_three_stages_on_files_to_a_clip(
+    feeder: str, clips: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Files on disk -> audio -> prior -> joint -> a clip with sound."""
+    if feeder == "dali":
+        pytest.importorskip("nvidia.dali")
+    data = ["--data", str(clips), "--feeder", feeder]
+    at, trained = checkpoint, {"audio": {"audio", "audio_text"}, "prior": set(), "joint": {"prior", "bidirectional"}}
+    for stage, parts in trained.items():
+        out = tmp_path / stage
+        own = ["--audio-from", "checkpoint"] if stage == "audio" else []
+        assert main(["train", stage, "--init", str(at), "--out", str(out), *data, *own, *QUICK]) == 0
+        after = out / "checkpoint"
+        assert {part_of(name) for name in changed(transformer(at), transformer(after))} == parts
+        at = after
+    made = tmp_path / "clip.mp4"
+    words = ["sample", "a red ball bounces", "--checkpoint", str(at), "--seconds", "0.5", "--steps", "1"]
+    assert main([*words, "--out", str(made)]) == 0
+    assert made.stat().st_size > 0
+    capsys.readouterr()
