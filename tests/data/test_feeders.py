@@ -7,14 +7,17 @@ import gc
 import importlib.util
 import json
 import os
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from javis.data.dali_pipeline import DecodedClips
+from javis.data.excerpt import EncodedExcerpt, ExcerptRequest
 from javis.data.feed import FeedPlan, MediaBatch, make_feeder
 from javis.data.feed_base import OrderedFeeder
 from javis.data.manifest import Manifest
@@ -273,6 +276,44 @@ def test_a_decoder_that_crashes_takes_no_one_with_it(world: Path, monkeypatch: p
         batch = next(feed)
         assert [(clip.index, clip.reason) for clip in feed.skipped] == [(2, "made the decoder crash (SIGSEGV)")]
     assert set(batch.indices) == {0, 1, 3}
+
+
+@needs_dali
+def test_dali_that_hangs_is_left_behind(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from javis.data.dali_pipeline import DaliDecoder
+
+    released = threading.Event()
+
+    def decode(self: DaliDecoder, clips: Sequence[tuple[ExcerptRequest, EncodedExcerpt]]) -> DecodedClips:
+        if any(str(request.path).endswith("clip_000001.mp4") for request, _ in clips):
+            released.wait(60)
+        return real(self, clips)
+
+    real = DaliDecoder._decode
+    monkeypatch.setattr(DaliDecoder, "_decode", decode)
+    with feeder(world_rows(world, 3), "dali", batch=3, timeout=1) as feed:
+        batch = next(feed)
+        assert [(clip.index, clip.reason) for clip in feed.skipped] == [(1, "took longer than 3 s")]
+    released.set()
+    assert len(batch.indices) == 3 and set(batch.indices) == {0, 2}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_processes_end_with_the_feeder(world: Path, backend: str) -> None:
+    for close in (True, False):
+        feed = feeder(world_rows(world, 4), backend, workers=2, batch=4)
+        next(feed)
+        processes = [worker.process for worker in feed.workers._workers]
+        assert processes and all(process.is_alive() for process in processes)
+        if close:
+            feed.close()
+        else:
+            feed.rest()
+            del feed  # forgotten: the same
+            gc.collect()
+        for process in processes:
+            process.join(20)
+            assert not process.is_alive()
 
 
 @pytest.fixture
