@@ -21,6 +21,7 @@ from javis.data.excerpt import EncodedExcerpt, ExcerptRequest
 from javis.data.feed import FeedPlan, MediaBatch, make_feeder
 from javis.data.feed_base import OrderedFeeder
 from javis.data.manifest import Manifest
+from javis.data.shards import ShardedManifest, write_shards
 from javis.errors import FailedError, UsageError
 from javis.model.mel import fixed_length_log_mel
 from javis.world import WorldConfig, render_audio, render_video, sample_scene
@@ -144,6 +145,18 @@ def test_both_feeders_know_the_colours_of_bt709(tmp_path: Path, size: int) -> No
         errors = [psnr(found[backend, matrix], truth.permute(0, 2, 3, 1).numpy()) for matrix in (1, 2)]
         assert min(errors) > 34 and abs(errors[0] - errors[1]) < 1, backend
     assert psnr(found["pyav", 1], found["dali", 1]) > 42
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("prefix", ["", "file://"])
+def test_shards_give_the_batches_of_the_files_in_them(world: Path, tmp_path: Path, backend: str, prefix: str) -> None:
+    manifest = world_rows(world, CLIPS)
+    write_shards(manifest, tmp_path, shard_clips=4)
+    shards = ShardedManifest.open(f"{prefix}{tmp_path}")
+    with feeder(manifest, backend) as files, feeder(shards, backend) as tars:
+        for expected, got in zip(files, tars, strict=True):
+            assert_same(got, expected)
+        assert not tars.skipped
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
