@@ -226,6 +226,11 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-10])
 
 
+def copy(path: Path) -> None:
+    """A shard of another checkpoint got among these."""
+    path.with_name("shard-00009-model-00001-of-00003.safetensors").write_bytes(path.read_bytes())
+
+
 def flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-5] ^= 1
@@ -238,6 +243,7 @@ def flip(path: Path) -> None:
         ("shard-*", cut, "bytes instead of"),
         ("shard-*", flip, "has changed since"),
         ("shard-*", Path.unlink, "is missing"),
+        ("shard-*", copy, "is not one of its files"),
         ("state.json", flip, "has changed since"),
         ("checkpoint.json", cut, "JSONDecodeError"),
         ("checkpoint.json", Path.unlink, "FileNotFoundError"),
