@@ -125,6 +125,16 @@ def test_activations_computed_again_change_nothing(tmp_path: Path, how: str) -> 
         assert a == pytest.approx(b, rel=1e-6)
 
 
+def test_gradients_are_reduced_once_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many batches a step has."""
+    from torch.distributed.fsdp._fully_shard import _fsdp_param_group
+
+    calls, reduce = [], _fsdp_param_group.foreach_reduce
+    monkeypatch.setattr(_fsdp_param_group, "foreach_reduce", lambda *a, **k: (calls.append(1), reduce(*a, **k))[1])
+    train(tmp_path, sharding="fsdp", accumulation=3, steps=4, save_every=0)
+    assert len(calls) == 4 * 2  # of the two layers; what else the module holds is frozen
+
+
 def test_bfloat16_keeps_float32_weights(tmp_path: Path) -> None:
     """Computed in bfloat16, updated in float32: a step of 1e-5 of a weight of 1 is lost in bfloat16."""
 
