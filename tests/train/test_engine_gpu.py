@@ -13,8 +13,8 @@ from javis.precision import why_not
 from javis.train.engine import EngineConfig, Trainer
 from javis.train.optimizers import make_adamw
 
+from .engine_runs import Stop, stopping
 from .engine_task import FlowSource, FlowTask, rows
-from .test_engine import Stop, stopping
 
 pytestmark = [
     pytest.mark.gpu,
