@@ -30,12 +30,14 @@ def mixed(manifest: Manifest, demo: Encoders, tmp_path_factory: pytest.TempPathF
     return out
 
 
-def test_every_clip_comes_once_in_an_epoch(mixed: Path) -> None:
-    source = LatentSource(mixed, batch=1, seed=5)
+@pytest.mark.parametrize("shapes", [1, 2])
+def test_every_clip_comes_once_in_an_epoch(latents: Path, mixed: Path, shapes: int) -> None:
+    where = (latents, mixed)[shapes - 1]
+    source = LatentSource(where, batch=1, seed=5)
     epochs = [[batch["ids"][0] for batch in epoch(source, GOOD)] for _ in range(3)]
     assert all(sorted(ids) == [f"clip{i}" for i in range(GOOD)] for ids in epochs)
     assert epochs[0] != epochs[1] and epochs[1] != epochs[2]
-    assert [b["ids"][0] for b in epoch(LatentSource(mixed, batch=1, seed=6), GOOD)] != epochs[0]
+    assert [b["ids"][0] for b in epoch(LatentSource(where, batch=1, seed=6), GOOD)] != epochs[0]
 
 
 def test_a_batch_has_one_shape_and_the_last_is_filled(mixed: Path) -> None:
@@ -95,3 +97,26 @@ def test_states_of_something_else_are_refused(mixed: Path, latents: Path) -> Non
         LatentSource(mixed, batch=2, seed=2).load_state_dict(state)
     with pytest.raises(UsageError, match="rank 2 of 2"):
         LatentSource(mixed, batch=2, rank=2, world=2)
+
+
+@pytest.mark.slow
+def test_a_stage_trains_from_stored_latents(manifest: Manifest, tmp_path: Path) -> None:
+    """`javis data encode`, then `javis train joint --data` on what it wrote: interrupted and not, the same weights."""
+    from javis import cli
+    from tests.tiny import write_tiny_checkpoint
+
+    checkpoint = write_tiny_checkpoint(tmp_path)  # 32x32 pixels at 16 fps
+    manifest.write(tmp_path / "m.csv")
+    encode = ["data", "encode", str(tmp_path / "m.csv"), str(tmp_path / "latents"), "--checkpoint", str(checkpoint)]
+    assert cli.main([*encode, "--num-frames", "8", "--shard-clips", "3", "--processes", "1"]) == 0
+    weights = []
+    for out, parts in (("whole", (4,)), ("parts", (2, 4))):
+        for steps in parts:
+            train = ["train", "joint", "--init", str(checkpoint), "--data", str(tmp_path / "latents")]
+            train += ["--out", str(tmp_path / out), "--seconds", "0.5", "--batch", "2", "--steps", f"{steps}"]
+            assert (
+                cli.main([*train, "--device", "cpu", "--log-every", "1", "--save-every", "2", "--schedule", "constant"])
+                == 0
+            )
+        weights.append((tmp_path / out / "checkpoint" / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
