@@ -63,7 +63,8 @@ class DaliDecoder:
 
     def __init__(self, batch: int, device: str, threads: int, timeout: float, mel: MelConfig) -> None:
         self.batch, self.threads, self.timeout, self.mel = batch, max(1, threads), timeout, mel
-        self.device = torch.device(device)
+        # "cuda" alone is the GPU of this rank, not of the thread that decodes.
+        self.device = torch.device("cuda", torch.cuda.current_device()) if device == "cuda" else torch.device(device)
         self.codecs = CPU_CODECS if self.device.type == "cpu" else GPU_CODECS
         self._pipelines: dict[tuple[bool, bool], Any] = {}  # by whether the sound comes encoded, and frames are scaled
         self._thread: _Thread | None = None
@@ -123,7 +124,7 @@ class DaliDecoder:
         @pipeline_def(  # type: ignore[untyped-decorator, unused-ignore]
             batch_size=self.batch,
             num_threads=self.threads,
-            device_id=(self.device.index or 0) if gpu else None,
+            device_id=self.device.index if gpu else None,
             exec_dynamic=True,
             prefetch_queue_depth=1,
         )
