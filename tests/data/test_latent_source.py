@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from javis import cli
 from javis.data.encode import encode_manifest
 from javis.data.encoders import Encoders
 from javis.data.latent_source import LatentSource
 from javis.data.manifest import Manifest
+from javis.data.shards import write_shards
 from javis.errors import UsageError
 from tests.data.encoding import GOOD, PLAN, epoch, same
+from tests.tiny import write_tiny_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -102,9 +105,6 @@ def test_states_of_something_else_are_refused(mixed: Path, latents: Path) -> Non
 @pytest.mark.slow
 def test_a_stage_trains_from_stored_latents(manifest: Manifest, tmp_path: Path) -> None:
     """`javis data encode`, then `javis train joint --data` on what it wrote: interrupted and not, the same weights."""
-    from javis import cli
-    from tests.tiny import write_tiny_checkpoint
-
     checkpoint = write_tiny_checkpoint(tmp_path)  # 32x32 pixels at 16 fps
     manifest.write(tmp_path / "m.csv")
     encode = ["data", "encode", str(tmp_path / "m.csv"), str(tmp_path / "latents"), "--checkpoint", str(checkpoint)]
@@ -112,11 +112,27 @@ def test_a_stage_trains_from_stored_latents(manifest: Manifest, tmp_path: Path) 
     weights = []
     for out, parts in (("whole", (4,)), ("parts", (2, 4))):
         for steps in parts:
-            train = ["train", "joint", "--init", str(checkpoint), "--data", str(tmp_path / "latents")]
-            train += ["--out", str(tmp_path / out), "--seconds", "0.5", "--batch", "2", "--steps", f"{steps}"]
-            assert (
-                cli.main([*train, "--device", "cpu", "--log-every", "1", "--save-every", "2", "--schedule", "constant"])
-                == 0
-            )
+            assert cli.main(train(checkpoint, tmp_path / "latents", tmp_path / out, steps)) == 0
         weights.append((tmp_path / out / "checkpoint" / "model.safetensors").read_bytes())
     assert weights[0] == weights[1]
+
+
+@pytest.mark.slow
+def test_a_stage_trains_from_shards(manifest: Manifest, tmp_path: Path) -> None:
+    """From the tar files the same weights as from the files themselves."""
+    checkpoint = write_tiny_checkpoint(tmp_path)
+    good = Manifest(tuple(row for row in manifest if row.id.startswith("clip")))
+    good.write(tmp_path / "m.csv")
+    write_shards(good, tmp_path / "shards", shard_clips=3)
+    weights = []
+    for data in ("m.csv", "shards"):
+        out = tmp_path / f"from_{data}"
+        assert cli.main([*train(checkpoint, tmp_path / data, out, 2), "--feeder", "pyav"]) == 0
+        weights.append((out / "checkpoint" / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+
+
+def train(checkpoint: Path, data: Path, out: Path, steps: int) -> list[str]:
+    where = ["train", "joint", "--init", str(checkpoint), "--data", str(data), "--out", str(out), "--device", "cpu"]
+    how = ["--seconds", "0.5", "--batch", "2", "--steps", str(steps), "--log-every", "1", "--save-every", "2"]
+    return [*where, *how, "--schedule", "constant"]

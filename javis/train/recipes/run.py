@@ -15,6 +15,7 @@ import torch
 
 from javis.components import choose_device
 from javis.console import output
+from javis.data.shards import is_sharded
 from javis.errors import UsageError
 from javis.parallel.ranks import Rank, rank_from_env
 from javis.pipeline import JavisPipeline
@@ -81,12 +82,12 @@ def make_source(
     if recipe.data == "world":
         world = WorldSource(encoder, draws, size=size, length=length, batch=recipe.batch, **common)
         return world, render([0, 1], world.world).captions
-    if recipe.data.endswith(".csv"):
+    if recipe.data.endswith(".csv") or is_sharded(recipe.data):
         from javis.data.buckets import BucketPlan
         from javis.data.feed import FeedPlan, make_feeder
-        from javis.data.manifest import Manifest
+        from javis.data.shards import open_clips
 
-        manifest = Manifest.read(recipe.data)
+        manifest = open_clips(recipe.data)
         plan = FeedPlan(
             num_frames=length.model_frames,
             height=size.height,
@@ -111,7 +112,7 @@ def make_source(
         )
         captions = [clip["caption"] for clip in latents.records[0]["clips"][:2]]
         return StoredSource(encoder, latents, draws, **common), captions
-    raise UsageError(f"data {recipe.data!r}: expected a manifest (.csv), a folder of encoded clips, or 'world'")
+    raise UsageError(f"data {recipe.data!r}: expected a manifest (.csv), shards, encoded clips, or 'world'")
 
 
 def draws_for(pipe: JavisPipeline, draws: Draws) -> Draws:
