@@ -342,6 +342,7 @@ def fp8_section(rows: list[Row]) -> str:
 
 def page(rows: list[Row]) -> str:
     """The whole page."""
+    from benchmarks.feeding_tables import feeding_sections
     from benchmarks.steps_tables import steps_section
 
     benches = {
@@ -357,6 +358,7 @@ def page(rows: list[Row]) -> str:
             "decode",
             "end_to_end",
             "fp8_errors",
+            "feeding",
         )
     }
     return "".join(
@@ -374,6 +376,7 @@ def page(rows: list[Row]) -> str:
             decode_sections(benches["decode"]),
             end_to_end_sections(benches["end_to_end"]),
             fp8_section(benches["fp8_errors"]),
+            feeding_sections(benches["feeding"], table, where),
             kernel_sections([row for row in rows if "op" in row]),
         )
     )

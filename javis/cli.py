@@ -216,6 +216,12 @@ def _eval_steps() -> tuple[type, Run]:
     return EvalStepsArgs, main
 
 
+def _eval_negatives() -> tuple[type, Run]:
+    from javis.eval.negatives_command import EvalNegativesArgs, main
+
+    return EvalNegativesArgs, main
+
+
 def _bench_kernels() -> tuple[type, Run]:
     from rich.console import Console
 
@@ -252,6 +258,7 @@ COMMANDS: dict[str, Command] = {
     "eval sync": Command("how well picture and sound agree, for a folder of clips", _eval_sync),
     "eval world": Command("score a checkpoint on held-out prompts of the synthetic world", _eval_world),
     "eval steps": Command("quality against steps on held-out prompts, teacher and student", _eval_steps),
+    "eval negatives": Command("which asynchronous twins of clips a prior estimator tells apart", _eval_negatives),
     "bench kernels": Command("microbenchmarks of the ops", _bench_kernels),
 }
 

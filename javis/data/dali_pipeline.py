@@ -63,9 +63,10 @@ class DaliDecoder:
 
     def __init__(self, batch: int, device: str, threads: int, timeout: float, mel: MelConfig) -> None:
         self.batch, self.threads, self.timeout, self.mel = batch, max(1, threads), timeout, mel
-        self.device = torch.device(device)
+        # "cuda" alone is the GPU of this rank, not of the thread that decodes.
+        self.device = torch.device("cuda", torch.cuda.current_device()) if device == "cuda" else torch.device(device)
         self.codecs = CPU_CODECS if self.device.type == "cpu" else GPU_CODECS
-        self._pipelines: dict[bool, Any] = {}  # by whether the sound comes encoded
+        self._pipelines: dict[tuple[bool, bool], Any] = {}  # by whether the sound comes encoded, and frames are scaled
         self._thread: _Thread | None = None
 
     def decode(self, clips: Sequence[tuple[ExcerptRequest, EncodedExcerpt]]) -> DecodedClips:
@@ -94,11 +95,14 @@ class DaliDecoder:
         from nvidia.dali.plugin.pytorch import feed_ndarray
 
         encoded = isinstance(clips[0][1].sound, bytes)
-        pipeline = self._pipelines.get(encoded)
+        # On the CPU scaling to the same size takes longer than decoding.
+        scaled = any((clip.height, clip.width) != (request.height, request.width) for request, clip in clips)
+        pipeline = self._pipelines.get((encoded, scaled))
         if pipeline is None:
-            pipeline = self._pipelines[encoded] = self._build(encoded)
+            pipeline = self._pipelines[encoded, scaled] = self._build(encoded, scaled)
         for name, values in _inputs(clips).items():
-            pipeline.feed_input(name, values)
+            if scaled or name not in ("size", "corner", "cut"):
+                pipeline.feed_input(name, values)
         *outputs, heard = pipeline.run()
         made: list[Tensor] = []
         for output in outputs:
@@ -111,7 +115,7 @@ class DaliDecoder:
             torch.cuda.current_stream(self.device).synchronize()  # whoever takes the batch is on another stream
         return DecodedClips(made[0], made[1], made[2], [int(np.array(one).item()) for one in heard])
 
-    def _build(self, encoded: bool) -> Any:
+    def _build(self, encoded: bool, scaled: bool) -> Any:
         from nvidia.dali import fn, math, pipeline_def, types
 
         gpu, mel = self.device.type == "cuda", self.mel
@@ -120,7 +124,7 @@ class DaliDecoder:
         @pipeline_def(  # type: ignore[untyped-decorator, unused-ignore]
             batch_size=self.batch,
             num_threads=self.threads,
-            device_id=(self.device.index or 0) if gpu else None,
+            device_id=self.device.index if gpu else None,
             exec_dynamic=True,
             prefetch_queue_depth=1,
         )
@@ -131,8 +135,11 @@ class DaliDecoder:
             video = fn.decoders.video(
                 given("video", types.UINT8), frames=given("frames", types.INT32), device="mixed" if gpu else "cpu"
             )
-            video = fn.resize(video, size=given("size", types.FLOAT), interp_type=types.INTERP_LINEAR, antialias=True)
-            video = fn.slice(video, start=given("corner", types.INT32), shape=given("cut", types.INT32), axes=[1, 2])
+            if scaled:
+                how = {"interp_type": types.INTERP_LINEAR, "antialias": True}
+                video = fn.resize(video, size=given("size", types.FLOAT), **how)
+                part = {"start": given("corner", types.INT32), "shape": given("cut", types.INT32)}
+                video = fn.slice(video, **part, axes=[1, 2])
             if encoded:
                 wave, _ = fn.decoders.audio(
                     given("sound", types.UINT8), sample_rate=float(mel.sample_rate), downmix=True, quality=80.0

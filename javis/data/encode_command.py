@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import tyro
@@ -16,8 +15,8 @@ from javis.console import output, progress_bar
 class EncodeArgs:
     """Store latents, captions and hidden states of clips for training. Goes on where it stopped."""
 
-    manifest: tyro.conf.Positional[Path]
-    """CSV file with the official columns, or a folder that 'javis data shard' wrote."""
+    manifest: tyro.conf.Positional[str]
+    """CSV file with the official columns, or the folder or URL of what 'javis data shard' wrote."""
     out: tyro.conf.Positional[str]
     """Folder or fsspec URL."""
     checkpoint: str = "demo"
@@ -63,11 +62,10 @@ def main(args: EncodeArgs) -> None:
     from javis.data.buckets import BucketPlan
     from javis.data.encode import EncodePlan, encode_manifest
     from javis.data.encoders import load_encoders
-    from javis.data.manifest import Manifest
-    from javis.data.shards import ShardedManifest
+    from javis.data.shards import open_clips
     from javis.generation import clip_size
 
-    manifest = ShardedManifest.open(args.manifest) if args.manifest.is_dir() else Manifest.read(args.manifest)
+    manifest = open_clips(args.manifest)
     encoders = load_encoders(args.checkpoint, device=args.device)
     clip = encoders.clip
     fps = float(clip["fps"] if args.fps is None else args.fps)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from javis.data.excerpt import ExcerptRequest, Place, Slice
+from javis.data.excerpt import ExcerptRequest, Place
 from javis.errors import UsageError
 
 if TYPE_CHECKING:
@@ -72,13 +72,6 @@ class EpochOrder:
         self.left_out = _left_out(manifest, plan)
         gone = {clip.index for clip in self.left_out}
         self._usable = np.array([i for i in range(len(manifest)) if i not in gone], np.int64)
-        # `javis.data.shards.ShardedManifest`: where its tar files are.
-        self._shards: list[str] = []
-        if hasattr(manifest, "shards") and hasattr(manifest, "store"):
-            store = manifest.store
-            local = getattr(store, "folder", None)
-            names = [shard.name for shard in manifest.shards]
-            self._shards = [str(local / name) if local is not None else store.url(name) for name in names]
         self._epochs: dict[int, list[BatchSpec]] = {}
         if not self.batches(0):
             raise UsageError(self._why_none())
@@ -148,12 +141,12 @@ class EpochOrder:
 
     def _places(self, index: int) -> tuple[Place, Place]:
         """Video and sound of a clip. Members of shards are parts of their tar files, so that nothing is searched."""
-        row, shards = self.manifest[index], self._shards
-        if not shards:
-            return row.path, row.audio_path
-        place = self.manifest.places[index]  # type: ignore[attr-defined]
-        video, audio = (Slice(shards[place.shard], *place.places[place.names[name]]) for name in ("video", "audio"))
-        return video, audio
+        from javis.data.shards import ShardedManifest
+
+        if isinstance(self.manifest, ShardedManifest):
+            return self.manifest.slices(index)
+        row = self.manifest[index]
+        return row.path, row.audio_path
 
     def fingerprint(self) -> str:
         """Of all that the order of global batches depends on; not of the rank, nor of how many ranks share a batch."""

@@ -161,7 +161,7 @@ def video_masklet(video: Video, rng: np.random.Generator, *, masklet: Masklet) -
     area = float(masklet.alpha.mean())
     for _ in range(ATTEMPTS):
         scale = float(np.clip(np.sqrt(rng.uniform(MIN_MASKLET, MAX_MASKLET) / area), 0.5, 4.0))
-        # Picture pixel -> masklet pixel: scaled about the middle of where the object is, which may come to lie anywhere.
+        # Picture pixel -> masklet pixel: scaled about the middle of where the object is, then moved.
         at_y, at_x = rng.uniform(0.1, 0.9) * height, rng.uniform(0.1, 0.9) * width
         y = (np.arange(height) + 0.5 - at_y) * (object_height / height / scale) + (top + bottom) / 2
         x = (np.arange(width) + 0.5 - at_x) * (object_width / width / scale) + (left + right) / 2

@@ -1,4 +1,4 @@
-"""Clips of the synthetic world as positives, with exact events, positions and sources, and material from other clips."""
+"""World clips as positives, with exact events, positions and sources, and material from other clips."""
 
 from __future__ import annotations
 

@@ -182,11 +182,12 @@ def _container(path: str) -> Iterator[av.container.InputContainer]:
     import av
 
     if is_url(path):
-        with open_bytes(path) as file, av.open(file) as container:
+        with open_bytes(path) as file, av.open(file, metadata_errors="ignore") as container:
             yield container
     else:
         # A playlist may name other places; a data set has no business there.
-        with av.open(os.path.abspath(path), options={"protocol_whitelist": "file"}) as container:
+        options = {"protocol_whitelist": "file"}
+        with av.open(os.path.abspath(path), options=options, metadata_errors="ignore") as container:
             yield container
 
 
@@ -214,9 +215,12 @@ def _picture(files: ClipFiles, faults: list[tuple[str, str]]) -> Picture | None:
             if not container.streams.video:
                 faults.append(("unreadable", f"{Path(files.path).name} has no video stream"))
                 return None
-            stream = container.streams.video[0]
+            stream: Any = container.streams.video[0]
+            if stream.codec_context is None:
+                faults.append(("unreadable", f"{Path(files.path).name} has a video codec that FFmpeg does not know"))
+                return None
             header_fps = float(stream.average_rate or 0)
-            promised, limit = stream.frames, _promised_end(stream)
+            promised = stream.frames
             shape = (stream.codec_context.height, stream.codec_context.width)
             try:
                 for frame in _frames(stream, files.decode):
@@ -242,8 +246,6 @@ def _picture(files: ClipFiles, faults: list[tuple[str, str]]) -> Picture | None:
     start = min(times, default=0.0)
     if promised > count:
         faults.append(("truncated", f"{count} of {promised} frames"))
-    elif limit is not None and start + seconds < limit - max(2 / fps, 0.1):
-        faults.append(("truncated", f"video ends at {start + seconds:.3f} s, its header promises {limit:.3f} s"))
     return Picture(count, *shape, fps, header_fps, start, seconds, uneven, digest.hexdigest())
 
 
@@ -308,7 +310,10 @@ def _sound(files: ClipFiles, faults: list[tuple[str, str]]) -> Sound | None:
             if not container.streams.audio:
                 faults.append(("no_audio", f"{name} has no sound stream"))
                 return None
-            stream = container.streams.audio[0]
+            stream: Any = container.streams.audio[0]
+            if stream.codec_context is None:
+                faults.append(("unreadable", f"{name} has a sound codec that FFmpeg does not know"))
+                return None
             rate, limit = stream.rate, _promised_end(stream)
             if not files.decode:
                 length = 0.0 if limit is None else limit - float((stream.start_time or 0) * (stream.time_base or 0))

@@ -4,8 +4,7 @@
     OUT/shard-000000.json   record of that shard: sha256, size, and for each clip its row and where its bytes are
     OUT/index.json          all shards; written last
 
-A shard counts when its record is there, and the set when the index is. The same manifest makes the same bytes. Read in
-this order: `write_shards`, `ShardedManifest`.
+A shard counts when its record is there, and the set when the index is. The same manifest makes the same bytes.
 """
 
 from __future__ import annotations
@@ -375,6 +374,19 @@ class ShardedManifest(Manifest):
         video = read("video")
         assert video is not None
         return ClipMedia(video, read("audio"), read("side"))
+
+
+def is_sharded(where: str | os.PathLike[str]) -> bool:
+    """Whether ``javis data shard`` wrote what is at a folder or URL (and not ``javis data encode``)."""
+    if os.fspath(where).endswith(".csv"):
+        return False
+    index = Store(where).read_json(INDEX)
+    return index is not None and index.get("format") == FORMAT
+
+
+def open_clips(where: str | os.PathLike[str]) -> Manifest:
+    """The clips of a CSV file, or of shards at a folder or URL."""
+    return Manifest.read(where) if os.fspath(where).endswith(".csv") else ShardedManifest.open(where)
 
 
 def row_of(store: Store, shard: str, key: str, told: dict[str, Any]) -> ClipRow:

@@ -251,6 +251,8 @@ def why_not(folder: Path, part: int = 0, parts: int = 1) -> str | None:
                 return f"{name} has {size} bytes instead of {facts['bytes']}"
             if i % parts == part and digest(path) != facts["sha256"]:
                 return f"{name} has changed since it was written"
+        if strangers := {path.name for path in folder.glob("*.safetensors")} - set(told["files"]):
+            return f"{min(strangers)} is not one of its files"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST}: {type(error).__name__}: {error}"
     return None

@@ -21,7 +21,7 @@ class PriorRecipe(EngineConfig):
     """Checkpoint whose text encoder and codecs are used: a folder, a hub id, or "demo" (the built-in model)."""
     data: str = "world"
     """Clips: "world" (drawn, rendered and encoded once into OUT/latents) or a manifest (.csv), decoded on the fly."""
-    clips: int = 6000
+    clips: int = 5000
     """Clips of the world."""
     batch: int = 32
     """Clips of each process in a batch; each with seven negatives."""
@@ -37,7 +37,7 @@ class PriorRecipe(EngineConfig):
     """Width of the tokens; by default 64 for a small checkpoint, else as in --init."""
 
     # What tells all kinds apart on the world within minutes.
-    steps: int = 1000
+    steps: int = 900
     learning_rate: float = 2e-3
     warmup: int = 100
     schedule: Schedule = "linear"

@@ -23,6 +23,7 @@ from javis.train.engine import Trainer
 from javis.train.prior_latents import build_negatives
 from javis.train.prior_recipe import PriorRecipe
 from javis.train.prior_task import NegativeBatches, PriorTask
+from javis.world import WorldConfig
 
 if TYPE_CHECKING:
     from javis.pipeline import JavisPipeline
@@ -92,6 +93,18 @@ def run(recipe: PriorRecipe) -> Path:
     return folder
 
 
+def world_format(pipe: JavisPipeline) -> WorldConfig:
+    """Format of the world clips that a checkpoint is for.
+
+    Raises:
+        UsageError: a full-size checkpoint.
+    """
+    clip = pipe.description["clip"]
+    if "size" not in clip:
+        raise UsageError("clips of the world are for a small checkpoint; a full-size one needs a manifest of clips")
+    return WorldConfig(size=clip["size"], fps=clip["fps"], seconds=clip["seconds"], sample_rate=clip["sample_rate"])
+
+
 def _source(recipe: PriorRecipe, pipe: JavisPipeline, config: PriorConfig) -> Any:
     noise = (config.spatial_token_num + config.temporal_token_num, config.out_dim)
     rank, world = _place()
@@ -101,13 +114,8 @@ def _source(recipe: PriorRecipe, pipe: JavisPipeline, config: PriorConfig) -> An
         feeder = manifest_feeder(recipe, pipe, rank, world)
         return FeederBatches(feeder, pipe, text_encoder(pipe), noise, seed=recipe.seed, rank=rank)
     from javis.console import progress_bar
-    from javis.world import WorldConfig
 
-    clip = pipe.description["clip"]
-    if "size" not in clip:
-        raise UsageError("a full-size checkpoint is trained on a manifest of clips; pass --data FILE.csv")
-    size = clip["size"]
-    format_ = WorldConfig(size=size, fps=clip["fps"], seconds=clip["seconds"], sample_rate=clip["sample_rate"])
+    format_ = world_format(pipe)
     folder = Path(recipe.out) / "latents"
     if rank == 0:
         with progress_bar("clips and negatives", recipe.clips) as advance:
@@ -134,7 +142,14 @@ def _source(recipe: PriorRecipe, pipe: JavisPipeline, config: PriorConfig) -> An
         wait_for(folder)
         data = NegativeSet.open(folder)
     return NegativeBatches(
-        data, text_encoder(pipe), noise, batch=recipe.batch, frame=(size, size), seed=recipe.seed, rank=rank, world=world
+        data,
+        text_encoder(pipe),
+        noise,
+        batch=recipe.batch,
+        frame=(format_.size, format_.size),
+        seed=recipe.seed,
+        rank=rank,
+        world=world,
     )
 
 

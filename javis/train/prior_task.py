@@ -15,8 +15,9 @@ from javis.train.prior_latents import SLOTS, NegativeSet
 AXES = ("spatial", "temporal")
 MODALITIES = ("video", "audio")
 
+
 class PriorModule(nn.Module):
-    """Estimator plus loss in one ``forward``, as the engine wants it. Batches as :class:`NegativeBatches` makes them."""
+    """Estimator plus loss in one ``forward``, as the engine wants it; batches as of :class:`NegativeBatches`."""
 
     def __init__(self, estimator: PriorEstimator) -> None:
         super().__init__()

@@ -11,7 +11,9 @@ from javis.data.encode import encode_manifest
 from javis.data.encoders import Encoders, load_encoders
 from javis.data.make_manifest import scan
 from javis.data.manifest import Manifest
+from javis.world.make import make
 from tests.data.encoding import COLOURS, GOOD, PLAN
+from tests.data.feeding import CLIPS, SEED
 from tests.data.media_files import pictures, tone, write_video, write_wav
 
 
@@ -45,3 +47,11 @@ def latents(manifest: Manifest, demo: Encoders, tmp_path_factory: pytest.TempPat
     }  # fmt: skip
     assert "unicorn" in done.skipped[1].reason
     return out
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with clips of the synthetic world; read only."""
+    folder = tmp_path_factory.mktemp("world")
+    make(folder, CLIPS, seed=SEED)
+    return folder

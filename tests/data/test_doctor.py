@@ -66,6 +66,11 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cut(folder / "good_webm.webm", clip("cut_webm", 0, ".webm", audio_fps=48000), 0.6)
     wav = beside("cut_wav", 5, tone(seed=5))
     cut(wav, wav, 0.9)
+    beside("cut_flac", 21, tone(seed=21))
+    (folder / "cut_flac.wav").unlink()
+    flac = write_wav(folder / "cut_flac.flac", tone(seed=21))
+    cut(flac, flac, 0.8)
+    rows[-1] = dataclasses.replace(rows[-1], audio_path=str(flac))
     damaged = clip("damaged", 0)
     data = bytearray(write_video(folder / "whole.webm", pictures(seed=6), codec="libvpx-vp9").read_bytes())
     data[len(data) // 4 : len(data) // 4 + 400] = bytes(400)
@@ -109,7 +114,8 @@ EXPECTED = {
     "missing_file": {"missing_file"}, "missing_sound": {"missing_file"}, "pipe": {"missing_file"},
     "folder": {"missing_file"}, "garbage": {"unreadable"}, "empty": {"unreadable"}, "text": {"unreadable"},
     "cut_mp4": {"truncated", "unreadable"}, "cut_plain": {"truncated", "unreadable"}, "cut_webm": {"truncated"},
-    "cut_wav": {"truncated"}, "damaged": {"unreadable"}, "no_audio": {"no_audio"}, "unnamed_audio": {"no_audio"},
+    "cut_wav": {"truncated"}, "cut_flac": {"truncated", "unreadable"}, "damaged": {"unreadable"},
+    "no_audio": {"no_audio"}, "unnamed_audio": {"no_audio"},
     "no_samples": {"no_audio"}, "length_mismatch": {"length_mismatch"}, "offset_mismatch": {"offset_mismatch"},
     "fps_drift": {"fps_drift"}, "variable_frame_rate": {"variable_frame_rate"}, "silence": {"silence"},
     "bad_samples": {"bad_samples"}, "duplicate_file": {"duplicate_file"}, "duplicate_content": {"duplicate_content"},
@@ -257,3 +263,30 @@ def test_headers_alone_are_quick_and_agree(zoo: Path, monkeypatch: pytest.Monkey
     assert whole.picture and heads.picture and whole.sound and heads.sound
     assert dataclasses.replace(heads.picture, digest=whole.picture.digest) == whole.picture
     assert heads.sound.sample_rate == whole.sound.sample_rate and av is not None
+
+
+def test_damage_at_random_never_stops_the_doctor(zoo: Path, tmp_path: Path) -> None:
+    """Sixty files with some bytes replaced, cut off or inserted: each has an answer, and none is an exception."""
+    from javis.data.workers import Failure, isolated_map
+
+    rng = np.random.default_rng(0)
+    sources = [zoo.parent / name for name in ("good_mp4.mp4", "good_webm.webm", "good_wav.wav", "whole.webm")]
+    files = []
+    for number in range(60):
+        source = sources[number % 4]
+        data = bytearray(source.read_bytes())
+        for _ in range(int(rng.integers(1, 30))):
+            data[int(rng.integers(len(data)))] = int(rng.integers(256))
+        place = int(rng.integers(len(data)))
+        if number % 3 == 1:
+            del data[place : place + int(rng.integers(1, len(data)))]
+        elif number % 3 == 2:
+            data[place:place] = rng.bytes(int(rng.integers(1, 2000)))
+        path = tmp_path / f"{number}{source.suffix}"
+        path.write_bytes(data)
+        video = str(path) if path.suffix != ".wav" else str(sources[0])
+        files.append(ClipFiles(video, str(path)))
+    answers = dict(isolated_map(measure, files, processes=2, timeout=30))
+    assert len(answers) == 60
+    failures = [answer.reason for answer in answers.values() if isinstance(answer, Failure)]
+    assert failures == []

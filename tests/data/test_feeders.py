@@ -1,60 +1,24 @@
-"""Both feeders: the same record from the same files, in the same order, whatever happens in between."""
+"""Both feeders: the same record from the same files, in the same order."""
 
 from __future__ import annotations
 
 import dataclasses
-import gc
-import importlib.util
 import json
-import os
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from javis.data.feed import FeedPlan, MediaBatch, make_feeder
-from javis.data.feed_base import OrderedFeeder
 from javis.data.manifest import Manifest
-from javis.errors import FailedError, UsageError
+from javis.data.shards import ShardedManifest, write_shards
+from javis.errors import UsageError
 from javis.model.mel import fixed_length_log_mel
 from javis.world import WorldConfig, render_audio, render_video, sample_scene
-from javis.world.make import encode_vp9, make
+from javis.world.make import encode_vp9
 
+from .feeding import BACKENDS, CLIPS, MEL_ATOL, SEED, assert_same, feeder, needs_dali, psnr
 from .media import frames_by_number, number_of, ramp, regular, row, world_rows, write_video, write_wav
-
-PLAN = FeedPlan(num_frames=16, height=64, width=64, fps=16, batch=2, seed=4, workers=0, prefetch=2, timeout=60)
-CLIPS, SEED = 6, 3
-needs_dali = pytest.mark.skipif(
-    importlib.util.find_spec("nvidia") is None or importlib.util.find_spec("nvidia.dali") is None,
-    reason="DALI is not installed",
-)
-BACKENDS = ["pyav", pytest.param("dali", marks=needs_dali)]
-MEL_ATOL = 1e-2  # of the golden case `mel`
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("world")
-    make(folder, CLIPS, seed=SEED)
-    return folder
-
-
-def feeder(manifest: Manifest, backend: str, **changes: object) -> OrderedFeeder[object]:
-    plan = dataclasses.replace(PLAN, **changes)  # type: ignore[arg-type]
-    return make_feeder(manifest, plan, backend)  # type: ignore[arg-type, return-value]
-
-
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    return float(10 * np.log10(255**2 / max(1e-9, np.mean((a.astype(float) - b.astype(float)) ** 2))))
-
-
-def assert_same(a: MediaBatch, b: MediaBatch) -> None:
-    assert a.indices == b.indices and a.ids == b.ids and a.captions == b.captions
-    for name in ("video", "waveform", "mel", "fps"):
-        assert torch.equal(getattr(a, name), getattr(b, name)), name
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -144,6 +108,18 @@ def test_both_feeders_know_the_colours_of_bt709(tmp_path: Path, size: int) -> No
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("prefix", ["", "file://"])
+def test_shards_give_the_batches_of_the_files_in_them(world: Path, tmp_path: Path, backend: str, prefix: str) -> None:
+    manifest = world_rows(world, CLIPS)
+    write_shards(manifest, tmp_path, shard_clips=4)
+    shards = ShardedManifest.open(f"{prefix}{tmp_path}")
+    with feeder(manifest, backend) as files, feeder(shards, backend) as tars:
+        for expected, got in zip(files, tars, strict=True):
+            assert_same(got, expected)
+        assert not tars.skipped
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_run_goes_on_in_the_middle_of_an_epoch(world: Path, backend: str) -> None:
     manifest = world_rows(world, CLIPS)
     with feeder(manifest, backend, batch=1) as feed:
@@ -175,104 +151,6 @@ def test_a_state_of_other_data_is_refused(world: Path) -> None:
             feed.load_state_dict({"epoch": 3})
         with feeder(manifest, "pyav", batch=1, world=2, rank=1) as half:
             half.load_state_dict(state)  # the same global batch on two ranks
-
-
-@pytest.fixture
-def with_broken(world: Path, tmp_path: Path) -> tuple[Manifest, dict[int, str]]:
-    """World clips, six of them broken, and what is wrong with each."""
-    rows = list(world_rows(world, CLIPS).rows)
-    video = Path(rows[0].path).read_bytes()
-    noisy = bytearray(video)
-    noisy[len(video) // 3 : len(video) // 3 + 400] = np.random.default_rng(0).bytes(400)
-    (tmp_path / "cut.mp4").write_bytes(video[: len(video) // 2])
-    (tmp_path / "noisy.mp4").write_bytes(noisy)
-    (tmp_path / "noise.wav").write_bytes(np.random.default_rng(1).bytes(3000))
-    write_wav(tmp_path / "short.wav", ramp(0.3, 16000), 16000)
-    write_wav(tmp_path / "nan.wav", np.full(32000, np.nan, np.float32), 16000)
-    sound = rows[0].audio_path
-    broken = [
-        (tmp_path / "none.mp4", sound, "cannot be read: No such file"),
-        (tmp_path / "cut.mp4", sound, "cannot be decoded"),
-        (tmp_path / "noisy.mp4", sound, "cannot be decoded"),
-        (rows[0].path, tmp_path / "noise.wav", "cannot be decoded"),
-        (rows[0].path, tmp_path / "short.wav", "sound is missing for"),
-        (rows[0].path, tmp_path / "nan.wav", "sound has values that are not finite"),
-    ]
-    reasons = {}
-    for number, (path, audio, reason) in enumerate(broken):
-        reasons[len(rows)] = reason
-        rows.append(row(path, audio, 100 + number))
-    return Manifest(tuple(rows)), reasons
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_broken_clips_are_skipped_named_and_replaced(
-    with_broken: tuple[Manifest, dict[int, str]], backend: str
-) -> None:
-    manifest, reasons = with_broken
-    with feeder(manifest, backend, num_frames=32, batch=3) as feed:
-        batches = [*feed, *feed]
-        skipped = list(feed.skipped)
-        state = feed.state_dict()
-    assert len(batches) == 8 and all(len(batch.indices) == 3 for batch in batches)
-    assert set(i for batch in batches for i in batch.indices) == set(range(CLIPS))
-    assert {clip.index for clip in skipped} == set(reasons) and len(skipped) == len(reasons)
-    for clip in skipped:
-        assert clip.path == manifest[clip.index].path
-        assert reasons[clip.index].split("|")[0] in clip.reason
-    with feeder(manifest, backend, num_frames=32, batch=3) as feed:  # substitutes are part of the order
-        for expected in batches[:4]:
-            assert_same(next(feed), expected)
-    with feeder(manifest, backend, num_frames=32, batch=3) as feed:
-        feed.load_state_dict(state)
-        assert {clip.index for clip in feed.skipped} == set(reasons)
-
-
-def test_a_clip_that_is_known_to_be_broken_is_not_tried_again(world: Path) -> None:
-    with feeder(world_rows(world, CLIPS), "pyav") as feed:
-        feed.load_state_dict(feed.state_dict() | {"broken": {"2": "took longer than 60 s"}})
-        seen = {i for batch in [*feed, *feed] for i in batch.indices}
-        assert seen == {0, 1, 3, 4, 5}
-        assert [(clip.index, clip.reason) for clip in feed.skipped] == [(2, "took longer than 60 s")]
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_nothing_but_broken_clips_is_an_error(with_broken: tuple[Manifest, dict[int, str]], backend: str) -> None:
-    manifest = Manifest(with_broken[0].rows[CLIPS:])
-    with (
-        feeder(manifest, backend, num_frames=32) as feed,
-        pytest.raises(FailedError, match=r"6 of 6 clips cannot be used.*'javis data check'"),
-    ):
-        next(feed)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_file_that_never_answers_is_skipped(world: Path, tmp_path: Path, backend: str) -> None:
-    os.mkfifo(tmp_path / "pipe.mp4")  # whoever opens it for reading waits for a writer
-    rows = (*world_rows(world, 3).rows, row(tmp_path / "pipe.mp4", world / "clip_000000.wav", 9))
-    began = time.monotonic()
-    with feeder(Manifest(rows), backend, workers=1, timeout=3, batch=4) as feed:
-        batch = next(feed)
-        # The process may be killed once for each batch that was begun before the first one found out.
-        assert [(clip.index, clip.reason) for clip in feed.skipped] == [(3, "took longer than 3 s")]
-    assert set(batch.indices) <= {0, 1, 2} and len(batch.indices) == 4
-    assert time.monotonic() - began < 60
-
-
-def test_a_decoder_that_crashes_takes_no_one_with_it(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from javis.data import feed_workers
-
-    def crash(worker: feed_workers._Worker, timeout: float, *job: object) -> object:
-        if job[0] == "decode" and job[1].path.endswith("clip_000002.mp4"):  # type: ignore[attr-defined]
-            os.kill(worker.process.pid or 0, 11)
-        return ask(worker, timeout, *job)
-
-    ask = feed_workers._Worker.ask
-    monkeypatch.setattr(feed_workers._Worker, "ask", crash)
-    with feeder(world_rows(world, 4), "pyav", workers=1, batch=4) as feed:
-        batch = next(feed)
-        assert [(clip.index, clip.reason) for clip in feed.skipped] == [(2, "made the decoder crash (SIGSEGV)")]
-    assert set(batch.indices) == {0, 1, 3}
 
 
 @pytest.fixture
@@ -348,40 +226,6 @@ def test_ranks_see_different_clips_and_as_many_batches(world: Path) -> None:
             ranks.append([i for batch in feed for i in batch.indices])
     assert len(ranks[0]) == len(ranks[1]) == 3
     assert set(ranks[0]) | set(ranks[1]) == set(range(CLIPS))
-
-
-def test_a_closed_feeder_says_so(world: Path) -> None:
-    feed = feeder(world_rows(world, 2), "pyav")
-    next(feed)
-    feed.close()
-    feed.close()
-    with pytest.raises(UsageError, match="the feeder is closed"):
-        next(feed)
-    assert feed.state_dict()["batch"] == 1
-
-
-def resident() -> int:
-    """Bytes of this process in memory."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
-def test_memory_does_not_grow_over_epochs(world: Path, backend: str) -> None:
-    def epochs(feed: Iterator[MediaBatch], count: int) -> int:
-        for _ in range(count):
-            for _batch in feed:
-                pass
-        gc.collect()
-        return resident()
-
-    with feeder(world_rows(world, CLIPS), backend, height=128, width=128) as feed:
-        epochs(feed, 4)
-        before = epochs(feed, 1)
-        after = epochs(feed, 12)
-        one = 2 * 16 * 128 * 128 * 3
-        # Thirty-six batches of which not even eight are kept; allocators breathe a little.
-        assert after - before < 8 * one
 
 
 @needs_dali

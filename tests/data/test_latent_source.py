@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from javis import cli
 from javis.data.encode import encode_manifest
 from javis.data.encoders import Encoders
 from javis.data.latent_source import LatentSource
 from javis.data.manifest import Manifest
+from javis.data.shards import write_shards
 from javis.errors import UsageError
 from tests.data.encoding import GOOD, PLAN, epoch, same
+from tests.tiny import write_tiny_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +33,14 @@ def mixed(manifest: Manifest, demo: Encoders, tmp_path_factory: pytest.TempPathF
     return out
 
 
-def test_every_clip_comes_once_in_an_epoch(mixed: Path) -> None:
-    source = LatentSource(mixed, batch=1, seed=5)
+@pytest.mark.parametrize("shapes", [1, 2])
+def test_every_clip_comes_once_in_an_epoch(latents: Path, mixed: Path, shapes: int) -> None:
+    where = (latents, mixed)[shapes - 1]
+    source = LatentSource(where, batch=1, seed=5)
     epochs = [[batch["ids"][0] for batch in epoch(source, GOOD)] for _ in range(3)]
     assert all(sorted(ids) == [f"clip{i}" for i in range(GOOD)] for ids in epochs)
     assert epochs[0] != epochs[1] and epochs[1] != epochs[2]
-    assert [b["ids"][0] for b in epoch(LatentSource(mixed, batch=1, seed=6), GOOD)] != epochs[0]
+    assert [b["ids"][0] for b in epoch(LatentSource(where, batch=1, seed=6), GOOD)] != epochs[0]
 
 
 def test_a_batch_has_one_shape_and_the_last_is_filled(mixed: Path) -> None:
@@ -95,3 +100,39 @@ def test_states_of_something_else_are_refused(mixed: Path, latents: Path) -> Non
         LatentSource(mixed, batch=2, seed=2).load_state_dict(state)
     with pytest.raises(UsageError, match="rank 2 of 2"):
         LatentSource(mixed, batch=2, rank=2, world=2)
+
+
+@pytest.mark.slow
+def test_a_stage_trains_from_stored_latents(manifest: Manifest, tmp_path: Path) -> None:
+    """`javis data encode`, then `javis train joint --data` on what it wrote: interrupted and not, the same weights."""
+    checkpoint = write_tiny_checkpoint(tmp_path)  # 32x32 pixels at 16 fps
+    manifest.write(tmp_path / "m.csv")
+    encode = ["data", "encode", str(tmp_path / "m.csv"), str(tmp_path / "latents"), "--checkpoint", str(checkpoint)]
+    assert cli.main([*encode, "--num-frames", "8", "--shard-clips", "3", "--processes", "1"]) == 0
+    weights = []
+    for out, parts in (("whole", (4,)), ("parts", (2, 4))):
+        for steps in parts:
+            assert cli.main(train(checkpoint, tmp_path / "latents", tmp_path / out, steps)) == 0
+        weights.append((tmp_path / out / "checkpoint" / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.slow
+def test_a_stage_trains_from_shards(manifest: Manifest, tmp_path: Path) -> None:
+    """From the tar files the same weights as from the files themselves."""
+    checkpoint = write_tiny_checkpoint(tmp_path)
+    good = Manifest(tuple(row for row in manifest if row.id.startswith("clip")))
+    good.write(tmp_path / "m.csv")
+    write_shards(good, tmp_path / "shards", shard_clips=3)
+    weights = []
+    for data in ("m.csv", "shards"):
+        out = tmp_path / f"from_{data}"
+        assert cli.main([*train(checkpoint, tmp_path / data, out, 2), "--feeder", "pyav"]) == 0
+        weights.append((out / "checkpoint" / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+
+
+def train(checkpoint: Path, data: Path, out: Path, steps: int) -> list[str]:
+    where = ["train", "joint", "--init", str(checkpoint), "--data", str(data), "--out", str(out), "--device", "cpu"]
+    how = ["--seconds", "0.5", "--batch", "2", "--steps", str(steps), "--log-every", "1", "--save-every", "2"]
+    return [*where, *how, "--schedule", "constant"]

@@ -85,6 +85,9 @@ def tiny_model(**changes: Any) -> JavisDiT:
     return model
 
 
+CONFIG = tiny_model().config
+
+
 class Flow(nn.Module):
     """The model by condition and denoise, or (``layers``) layer by layer."""
 
@@ -97,9 +100,9 @@ class Flow(nn.Module):
         text = torch.where(batch["drop"][:, None, None], model.null_text, batch["text"])
         told: dict[str, Any] = dict(
             text=text,
-            fps=torch.full((count,), 16.0),
-            height=torch.full((count,), 32.0),
-            width=torch.full((count,), 32.0),
+            fps=torch.full((count,), 16.0, device=text.device),
+            height=torch.full((count,), 32.0, device=text.device),
+            width=torch.full((count,), 32.0, device=text.device),
             video_sizes=tuple(batch["video"].shape[2:]),
             audio_sizes=tuple(batch["audio"].shape[2:]),
             spatial_prior=batch["spatial"],
@@ -142,7 +145,7 @@ class FlowTask:
 class FlowSource(ToySource):
     def next(self) -> dict[str, Any]:
         generator = torch.Generator().manual_seed(2000 + self.number)
-        c = tiny_model().config
+        c = CONFIG
         shapes = {
             "video": (c.video_channels, 2, 4, 4), "audio": (c.audio_channels, 8, 4), "text": (3, c.caption_channels),
             "spatial": (c.spatial_prior_len, c.prior_channels), "temporal": (c.temporal_prior_len, c.prior_channels),

@@ -37,7 +37,8 @@ def flow(out: Path, callbacks: Any = (), *, layers: bool = False, **changes: Any
 
 def toy(out: Path, callbacks: Any = (), bad: tuple[int, ...] = (), **changes: Any) -> Trainer:
     source = ToySource(RANK, WORLD, bad=bad, bad_rank=WORLD - 1)
-    trainer = Trainer(ToyTask(), source, EngineConfig(out=out, device="cpu", **(TOY | changes)), callbacks)
+    # Every rank begins with weights of its own: those of rank 0 count.
+    trainer = Trainer(ToyTask(seed=RANK), source, EngineConfig(out=out, device="cpu", **(TOY | changes)), callbacks)
     trainer.run()
     return trainer
 

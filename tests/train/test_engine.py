@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
 import signal
 import sys
 import threading
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -18,46 +17,11 @@ import torch
 from torch import nn
 
 from javis.errors import FailedError, UsageError
-from javis.train.distributed_checkpoint import finished, read_weights, step_folder, why_not
+from javis.train.distributed_checkpoint import finished, read_weights, step_folder
 from javis.train.engine import EngineConfig, Trainer, learning_rate
-from javis.train.run_folder import RunFolder
 
+from .engine_runs import Watcher, interrupted, settings, train
 from .engine_task import FlowSource, FlowTask, ToySource, ToyTask, rows
-
-
-def settings(out: Path, **changes: Any) -> EngineConfig:
-    told: dict[str, Any] = {
-        "out": out, "steps": 12, "device": "cpu", "learning_rate": 1e-2, "log_every": 1, "save_every": 4, "ema": 0.9,
-    }  # fmt: skip
-    return EngineConfig(**(told | changes))
-
-
-def train(out: Path, task: Any = None, source: Any = None, **changes: Any) -> Trainer:
-    trainer = Trainer(task or ToyTask(noise=0.1), source or ToySource(), settings(out, **changes))
-    trainer.run()
-    return trainer
-
-
-class Watcher:
-    """A callback that does what a test asks of it."""
-
-    def __init__(self, log: Any = None, sample: Any = None, save: Any = None) -> None:
-        self.saved: list[int] = []
-        self.log, self.sample, self.save = log, sample, save
-
-    def on_log(self, step: int, values: dict[str, float]) -> None:
-        if self.log:
-            self.log(step, values)
-
-    def on_sample(self, step: int, module: nn.Module) -> None:
-        if self.sample:
-            self.sample(step, module)
-
-    def on_save(self, step: int, folder: Path) -> None:
-        self.saved.append(step)
-        if self.save:
-            self.save(step, folder)
-
 
 # -- the step ---------------------------------------------------------------------------------------------------------
 
@@ -125,6 +89,16 @@ def test_activations_computed_again_change_nothing(tmp_path: Path, how: str) -> 
         assert a == pytest.approx(b, rel=1e-6)
 
 
+def test_gradients_are_reduced_once_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many batches a step has."""
+    from torch.distributed.fsdp._fully_shard import _fsdp_param_group
+
+    calls, reduce = [], _fsdp_param_group.foreach_reduce
+    monkeypatch.setattr(_fsdp_param_group, "foreach_reduce", lambda *a, **k: (calls.append(1), reduce(*a, **k))[1])
+    train(tmp_path, sharding="fsdp", accumulation=3, steps=4, save_every=0)
+    assert len(calls) == 4 * 2  # of the two layers; what else the module holds is frozen
+
+
 def test_bfloat16_keeps_float32_weights(tmp_path: Path) -> None:
     """Computed in bfloat16, updated in float32: a step of 1e-5 of a weight of 1 is lost in bfloat16."""
 
@@ -134,12 +108,16 @@ def test_bfloat16_keeps_float32_weights(tmp_path: Path) -> None:
             task.module.model.time_block.bias.fill_(1.0)
         return task
 
-    seen, task = [], biased()
+    seen, times, task = [], [], biased()
+    task.module.register_forward_pre_hook(lambda _, args: times.append(args[0]["t"].dtype))
     task.module.model.layers[0].audio_spatial.mlp.fc2.register_forward_hook(
         lambda layer, _, out: seen.append((layer.weight.dtype, out.dtype))
     )
     train(tmp_path / "low", task, FlowSource(), precision="bf16", steps=2, learning_rate=1e-5, ema=0.0)
     assert set(seen) == {(torch.bfloat16, torch.bfloat16)}
+    assert times == [torch.float32] * 2  # inputs are not cast: bfloat16 has no 999 beside 1000
+    for part in (task.module, *task.blocks()):
+        assert part._get_fsdp_state()._mp_policy.reduce_dtype == torch.float32
     bias = read_weights(tmp_path / "low")["model.time_block.bias"]
     assert bias.dtype == torch.float32
     assert 0 < (bias - 1).abs().max() < 1e-4
@@ -170,167 +148,6 @@ def test_samples_see_averaged_whole_weights_and_disturb_nothing(tmp_path: Path) 
                 assert torch.equal(x, wanted[n]), n
         assert rows(tmp_path / name) == rows(tmp_path / "without")
         drawn.clear()
-
-
-# -- checkpoints ------------------------------------------------------------------------------------------------------
-
-
-class Stop(Exception):
-    pass
-
-
-def stopping(at: int) -> Watcher:
-    def raise_at(step: int, _: Any) -> None:
-        if step == at:
-            raise Stop
-
-    return Watcher(log=raise_at)
-
-
-def interrupted(out: Path, at: int, **changes: Any) -> None:
-    with pytest.raises(Stop):
-        Trainer(ToyTask(noise=0.1), ToySource(), settings(out, **changes), [stopping(at)]).run()
-
-
-@pytest.mark.parametrize("changes", [{}, {"log_every": 3, "save_every": 4}, {"sharding": "fsdp"}])
-def test_a_resumed_run_is_bit_identical(tmp_path: Path, changes: dict[str, Any]) -> None:
-    """Generators of python, numpy and torch, moments, averages, data, means of the log that were half done."""
-    train(tmp_path / "whole", **changes)
-    interrupted(tmp_path / "broken", 9, async_save=False, **changes)
-    assert [path.name for path in finished(tmp_path / "broken" / "checkpoints")] == ["step_0000008", "step_0000004"]
-    trainer = train(tmp_path / "broken", ToyTask(noise=0.1, seed=5), **changes)
-    assert trainer.step == 12
-    assert rows(tmp_path / "broken") == rows(tmp_path / "whole")
-    a, b = (read_weights(tmp_path / name) for name in ("whole", "broken"))
-    assert all(torch.equal(a[name], b[name]) for name in a)
-    train(tmp_path / "broken", **changes)  # finished: nothing is done twice
-    assert rows(tmp_path / "broken") == rows(tmp_path / "whole")
-
-
-def test_the_newest_are_kept_and_hold_the_configuration(tmp_path: Path) -> None:
-    watcher = Watcher()
-    c = settings(tmp_path, save_every=2, keep=2)
-    Trainer(ToyTask(), ToySource(), c, [watcher], resolved={"recipe": "toy"}).run()
-    assert watcher.saved == [2, 4, 6, 8, 10, 12]
-    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
-    assert names == ["step_0000010", "step_0000012"]
-    for folder in (tmp_path, tmp_path / "checkpoints" / names[0]):
-        told = json.loads((folder / "config.json").read_text())
-        assert told["recipe"] == "toy" and told["engine"]["steps"] == 12
-    newest = tmp_path / "checkpoints" / names[1]
-    assert {path.suffix for path in newest.iterdir()} == {".json", ".safetensors"}
-    assert why_not(newest) is None
-
-
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-10])
-
-
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[-5] ^= 1
-    path.write_bytes(bytes(content))
-
-
-@pytest.mark.parametrize(
-    "name, damage, said",
-    [
-        ("shard-*", cut, "bytes instead of"),
-        ("shard-*", flip, "has changed since"),
-        ("shard-*", Path.unlink, "is missing"),
-        ("state.json", flip, "has changed since"),
-        ("checkpoint.json", cut, "JSONDecodeError"),
-        ("checkpoint.json", Path.unlink, "FileNotFoundError"),
-    ],
-)
-def test_a_damaged_newest_checkpoint_is_passed_over(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, damage: Any, said: str
-) -> None:
-    train(tmp_path / "whole")
-    interrupted(tmp_path / "run", 9, async_save=False)
-    damage(sorted((tmp_path / "run" / "checkpoints" / "step_0000008").glob(name))[0])
-    with caplog.at_level(logging.INFO, "javis.train"):
-        train(tmp_path / "run")
-    assert "step_0000008 is not usable" in caplog.text and said in caplog.text
-    assert "going on from step_0000004" in caplog.text
-    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
-    assert why_not(tmp_path / "run" / "checkpoints" / "step_0000008") is None
-
-
-def test_nothing_is_begun_anew_where_all_checkpoints_are_damaged(tmp_path: Path) -> None:
-    train(tmp_path)
-    for folder in finished(tmp_path / "checkpoints"):
-        cut(folder / "state.json")
-    with pytest.raises(FailedError, match="none of the 3 checkpoints"):
-        train(tmp_path)
-    assert len(rows(tmp_path)) == 12
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_a_full_disk_costs_one_checkpoint_and_no_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The kernel refuses the bytes: the checkpoint's file is a link to a device without space."""
-
-    def fill(step: int, _: Any) -> None:
-        partial = tmp_path / "run" / "checkpoints" / "step_0000008.partial"
-        if step == 7:
-            partial.mkdir()
-            for number in (1, 2, 3):
-                (partial / f"shard-00001-model-0000{number}-of-00003.safetensors").symlink_to("/dev/full")
-
-    train(tmp_path / "whole")
-    watcher = Watcher(log=fill)
-    with caplog.at_level(logging.INFO, "javis.train"):
-        Trainer(ToyTask(noise=0.1), ToySource(), settings(tmp_path / "run"), [watcher]).run()
-    assert "step_0000008 could not be written: OSError on rank 0: [Errno 28] No space left" in caplog.text
-    assert watcher.saved == [4, 12]
-    names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
-    assert names == ["step_0000004", "step_0000012"]
-    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_a_last_checkpoint_that_cannot_be_written_is_a_failure(tmp_path: Path) -> None:
-    def fill(step: int, _: Any) -> None:
-        if step == 11:
-            partial = tmp_path / "checkpoints" / "step_0000012.partial"
-            partial.mkdir()
-            (partial / "state.json").symlink_to("/dev/full")
-
-    with pytest.raises(FailedError, match="the last checkpoint could not be written: OSError"):
-        Trainer(ToyTask(), ToySource(), settings(tmp_path), [Watcher(log=fill)]).run()
-    assert finished(tmp_path / "checkpoints")[0].name == "step_0000008"
-
-
-def test_checkpoints_of_another_model_are_refused_and_kept(tmp_path: Path) -> None:
-    train(tmp_path)
-    task = ToyTask()
-    task.module.last = nn.Linear(5, 2)
-    with pytest.raises(UsageError, match=r"model.last.weight is \(1, 5\), here it is \(2, 5\)"):
-        train(tmp_path, task)
-    assert len(finished(tmp_path / "checkpoints")) == 3 and len(rows(tmp_path)) == 12
-
-
-def test_no_pickle_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reading a checkpoint in one process opens safetensors and json; anything else would raise here."""
-    import pickle
-
-    interrupted(tmp_path, 9, async_save=False)
-
-    def refuse(*_: Any, **__: Any) -> Any:
-        raise AssertionError("a pickle was read")
-
-    for owner, name in ((pickle, "load"), (pickle, "loads"), (pickle, "Unpickler"), (torch, "load")):
-        monkeypatch.setattr(owner, name, refuse)
-    train(tmp_path)
-    read_weights(tmp_path)
-
-
-def test_two_runs_do_not_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("javis.train.run_folder.PATIENCE", 0.2)
-    alone: Any = SimpleNamespace(rank=0, from_first=lambda value: value)
-    with RunFolder(tmp_path, {}, alone), pytest.raises(UsageError, match="another process trains in"):
-        train(tmp_path)
-    train(tmp_path)
 
 
 # -- signals, non-finite steps ----------------------------------------------------------------------------------------

@@ -106,6 +106,8 @@ def test_a_full_disk_of_one_rank_is_seen_by_all(runs: Path) -> None:
 def test_a_nonfinite_loss_of_one_rank_is_skipped_by_all(runs: Path) -> None:
     assert [row.get("skipped") for row in rows(runs / "two/skipped")] == [0.0] * 3 + [1.0] * 9
     assert "loss" not in rows(runs / "two/skipped")[3]
+    for one, two in zip(rows(runs / "one/skipped")[:3], rows(runs / "two/skipped"), strict=False):
+        assert one["loss"] == pytest.approx(two["loss"], rel=2e-5)  # all began with the weights of rank 0
     assert all(x.isfinite().all() for x in read_weights(runs / "two/skipped").values())
 
 

@@ -40,7 +40,8 @@ class Draws:
     logit_std: float = 1.0
     """Deviation of the logit-normal timesteps (their median is 500 before the shift)."""
     shift: float | None = None
-    """Shift of the timesteps towards noise; by default that of frame size and duration (SD 3, eq. 23)."""
+    """Shift of the timesteps towards noise; by default that with which the checkpoint samples, if it has one, else that
+    of frame size and duration (SD 3, eq. 23)."""
     drop_text: float = 0.1
     """Share of samples that are trained with the null caption, for classifier-free guidance."""
     drop_prior: float = 0.1

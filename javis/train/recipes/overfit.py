@@ -43,9 +43,9 @@ class OverfitArgs:
 
     out: Path = Path("runs/overfit")
     """Everything the run writes; a finished run is only judged again."""
-    steps: int = 400
+    steps: int = 200
     """Steps of training."""
-    batch: int = 4
+    batch: int = 2
     """Copies of the clip in a batch, each with its own noise."""
     seed: int = 0
     """Of the weights and of what is drawn."""

@@ -15,11 +15,12 @@ import torch
 
 from javis.components import choose_device
 from javis.console import output
+from javis.data.shards import is_sharded
 from javis.errors import UsageError
 from javis.parallel.ranks import Rank, rank_from_env
 from javis.pipeline import JavisPipeline
 from javis.train.engine import BatchSource, Trainer
-from javis.train.recipes.config import FlowRecipe
+from javis.train.recipes.config import Draws, FlowRecipe
 from javis.train.recipes.sources import ClipEncoder, FeederSource, StoredSource, WorldSource, render
 from javis.train.recipes.start import clip_format, load_components, training_model
 from javis.train.recipes.task import FlowTask
@@ -76,16 +77,17 @@ def make_source(
     """
     encoder = ClipEncoder(pipe, recipe.stage)
     size, length = clip_format(pipe, recipe)
+    draws = draws_for(pipe, recipe.draws)
     common: dict[str, Any] = {"seed": recipe.seed, "rank": place.rank}
     if recipe.data == "world":
-        world = WorldSource(encoder, recipe.draws, size=size, length=length, batch=recipe.batch, **common)
+        world = WorldSource(encoder, draws, size=size, length=length, batch=recipe.batch, **common)
         return world, render([0, 1], world.world).captions
-    if recipe.data.endswith(".csv"):
+    if recipe.data.endswith(".csv") or is_sharded(recipe.data):
         from javis.data.buckets import BucketPlan
         from javis.data.feed import FeedPlan, make_feeder
-        from javis.data.manifest import Manifest
+        from javis.data.shards import open_clips
 
-        manifest = Manifest.read(recipe.data)
+        manifest = open_clips(recipe.data)
         plan = FeedPlan(
             num_frames=length.model_frames,
             height=size.height,
@@ -101,16 +103,22 @@ def make_source(
         )
         feeder = make_feeder(manifest, plan, recipe.feeder)
         stack.callback(feeder.close)
-        return FeederSource(encoder, feeder, recipe.draws, **common), [row.text for row in manifest[:2]]
+        return FeederSource(encoder, feeder, draws, **common), [row.text for row in manifest[:2]]
     if "://" in recipe.data or Path(recipe.data).is_dir():
-        from javis.data.latent_source import LatentSource  # type: ignore[import-not-found,unused-ignore]
+        from javis.data.latent_source import LatentSource
 
         latents = LatentSource(
             recipe.data, batch=recipe.batch, seed=recipe.seed, rank=place.rank, world=place.world, check=True
         )
         captions = [clip["caption"] for clip in latents.records[0]["clips"][:2]]
-        return StoredSource(encoder, latents, recipe.draws, **common), captions
-    raise UsageError(f"data {recipe.data!r}: expected a manifest (.csv), a folder of encoded clips, or 'world'")
+        return StoredSource(encoder, latents, draws, **common), captions
+    raise UsageError(f"data {recipe.data!r}: expected a manifest (.csv), shards, encoded clips, or 'world'")
+
+
+def draws_for(pipe: JavisPipeline, draws: Draws) -> Draws:
+    """The shift of the timesteps that a checkpoint samples with, if it names one and no other was asked for."""
+    own = pipe.description["sampling"].get("timestep_ratio")
+    return draws if draws.shift is not None or own is None else dataclasses.replace(draws, shift=float(own))
 
 
 def watchers(stage: Stage) -> list[Watcher]:

@@ -45,7 +45,7 @@ def training_ops(device: torch.device, precision: str) -> ModelOps:
     """The kernels on a GPU; plain PyTorch on a CPU, with attention in float32 under autocast (javis/train/ops.py)."""
     if device.type == "cuda":
         return ModelOps.fused()
-    return cpu_training_ops() if precision != "fp32" else ModelOps()
+    return cpu_training_ops() if precision == "autocast" else ModelOps()
 
 
 def training_model(pipe: JavisPipeline, recipe: FlowRecipe, ops: ModelOps | None = None) -> JavisDiT:

@@ -16,6 +16,7 @@ from torch import nn
 from javis.console import output
 from javis.errors import FailedError, UsageError
 from javis.flow import NUM_TIMESTEPS
+from javis.model.dit import JavisDiT
 from javis.train.recipes.task import BINS, FlowModule
 
 if TYPE_CHECKING:
@@ -229,6 +230,18 @@ class Samples(Watcher):
                 self.board.sample(step, i, sheet, prompt, score)
 
 
+def copied(model: JavisDiT) -> JavisDiT:
+    """The model on the CPU with memory of its own: gathered weights are views of what FSDP2 holds.
+
+    ``state_dict`` of what FSDP2 divided has the shards, even where the weights are gathered; its parameters are whole.
+    """
+    with torch.device("meta"):
+        made = JavisDiT(model.config)
+    state = {name: value.detach().to("cpu", copy=True) for name, value in model.named_parameters()}
+    made.load_state_dict(state, assign=True)
+    return made
+
+
 class Export(Watcher):
     """At the last step: the checkpoint folder of a finished stage, with the averaged weights, in ``folder``."""
 
@@ -240,7 +253,7 @@ class Export(Watcher):
             return
         assert isinstance(module, FlowModule)
         pipe = copy.copy(self.pipe)
-        pipe.model, pipe.student = module.model, None
+        pipe.model, pipe.student = copied(module.model), None
         described = {name: value for name, value in pipe.description.items() if name != "student"}
         if "model" in described:  # of a small checkpoint; a full-size one keeps it beside the weights
             described["model"] = module.model.config.to_dict()

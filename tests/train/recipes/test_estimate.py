@@ -45,12 +45,14 @@ def test_what_a_layer_keeps_is_the_sum_of_its_parts() -> None:
     """By hand, in units of tokens x width (MLP ratio 4). Block: norm 1, qkv 1, attention 3 + 1, gate 1, caption query
     1, its attention 1 + 1, norm 1, fc1 1, GELU 4, fc2 4, gate 1 = 21. Prior block: norm 1; twice query 1, attention 2,
     gate 1, norm 1; fc1 1, GELU 4, fc2 4, gate 1 = 21. Streams meet: norm 1, products 1, halves 3 / 2, scale 1 = 4.5.
+    Two blocks and a prior block of 21 each, and 4.5, are 67.5.
     """
     recipe = JointRecipe(batch=1, train="all")
     grid = official_grid(CONFIG, *CLIP)
     layer = trace(2, recipe).kept - trace(1, recipe).kept
     unit = (grid.video + grid.audio) * CONFIG.hidden_size * torch.bfloat16.itemsize
-    assert layer / unit == pytest.approx(21 + 21 + 21 + 4.5, rel=0.05)
+    # Beside them some numbers for each token: means and deviations of the norms, sums of the attentions.
+    assert 67.5 <= layer / unit < 69
     frozen = trace(2, JointRecipe(batch=1)).kept - trace(1, JointRecipe(batch=1)).kept
     assert frozen < 0.85 * layer  # products with frozen weights keep no input
 

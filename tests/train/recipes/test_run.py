@@ -11,22 +11,24 @@ from safetensors.torch import load_file, save_file
 
 from javis import JavisPipeline
 from javis.cli import main
-from javis.data.manifest import ClipRow, Manifest
 from javis.errors import UsageError
 from javis.model.checkpoint import to_official
-from javis.train.recipes.config import AudioRecipe, JointRecipe
+from javis.train.recipes.config import AudioRecipe, Draws, JointRecipe
 from javis.train.recipes.parameters import part_of
+from javis.train.recipes.run import prepared
+from javis.train.recipes.sources import WorldSource
 from javis.train.recipes.start import load_components, take_weights, training_model
-from javis.world import WorldConfig
-from javis.world.make import make
 
-QUICK = ["--seconds", "0.5", "--batch", "2", "--steps", "2", "--log-every", "1", "--warmup", "1", "--device", "cpu"]
+QUICK = ["--batch", "2", "--steps", "2", "--log-every", "1", "--warmup", "1", "--device", "cpu"]
+SHORT = ["--seconds", "0.5", *QUICK]
+
+
+def weights(folder: Path, prefix: str) -> dict[str, torch.Tensor]:
+    return {n[len(prefix) :]: v for n, v in load_file(folder / "model.safetensors").items() if n.startswith(prefix)}
 
 
 def transformer(folder: Path) -> dict[str, torch.Tensor]:
-    return {
-        n.removeprefix("model."): v for n, v in load_file(folder / "model.safetensors").items() if n[:6] == "model."
-    }
+    return weights(folder, "model.")
 
 
 def changed(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> set[str]:
@@ -70,6 +72,14 @@ def test_official_weight_files(checkpoint: Path, tmp_path: Path) -> None:
         take_weights(model, tmp_path / "other.safetensors")
 
 
+def test_timesteps_of_a_checkpoint_that_names_its_shift(checkpoint: Path) -> None:
+    with prepared(JointRecipe(init=str(checkpoint), seconds=0.5)) as stage:
+        assert isinstance(stage.source, WorldSource) and stage.source.draws.shift == 9.0
+        assert stage.pipe.description["sampling"]["timestep_ratio"] == 9.0
+    with prepared(JointRecipe(init=str(checkpoint), seconds=0.5, draws=Draws(shift=2.0))) as stage:
+        assert isinstance(stage.source, WorldSource) and stage.source.draws.shift == 2.0
+
+
 # -- stages ------------------------------------------------------------------------------------------------------------
 
 
@@ -77,13 +87,13 @@ def test_audio_then_joint(checkpoint: Path, tmp_path: Path, capsys: pytest.Captu
     """On drawn clips: a stage trains what it should, shows what it does, and leaves a checkpoint that samples."""
     audio, joint = tmp_path / "audio", tmp_path / "joint"
     assert (
-        main(["train", "audio", "--init", str(checkpoint), "--out", str(audio), "--audio-from", "checkpoint", *QUICK])
+        main(["train", "audio", "--init", str(checkpoint), "--out", str(audio), "--audio-from", "checkpoint", *SHORT])
         == 0
     )
     parts = {part_of(name) for name in changed(transformer(checkpoint), transformer(audio / "checkpoint"))}
     assert parts == {"audio", "audio_text"}
     sampling = ["--sample-every", "1", "--sample-steps", "1", "--prompts", "a red ball bounces"]
-    assert main(["train", "joint", "--init", str(audio / "checkpoint"), "--out", str(joint), *sampling, *QUICK]) == 0
+    assert main(["train", "joint", "--init", str(audio / "checkpoint"), "--out", str(joint), *sampling, *SHORT]) == 0
     parts = {part_of(name) for name in changed(transformer(audio / "checkpoint"), transformer(joint / "checkpoint"))}
     assert parts == {"prior", "bidirectional"}
     assert f"checkpoint: {joint / 'checkpoint'}" in capsys.readouterr().out
@@ -94,6 +104,30 @@ def test_audio_then_joint(checkpoint: Path, tmp_path: Path, capsys: pytest.Captu
     facts = json.loads((joint / "checkpoint" / "config.json").read_text())["training"]
     assert facts["stage"] == "joint" and facts["steps"] == 2
     clip = JavisPipeline.from_pretrained(joint / "checkpoint")("a red ball bounces", seconds=0.5, steps=1, seed=0)
+    assert clip.video.shape == (1, 8, 32, 32, 3)
+
+
+def test_in_bfloat16_sharded_and_recomputed(checkpoint: Path, tmp_path: Path) -> None:
+    """The same losses as in float32 within bfloat16's rounding, and samples and export from gathered weights."""
+    losses = {}
+    for name, more in (
+        ("fp32", []),
+        (
+            "bf16",
+            ["--precision", "bf16", "--activation-checkpointing", "full", "--sample-every", "2", "--sample-steps", "1"],
+        ),
+    ):
+        out = tmp_path / name
+        assert (
+            main(["train", "joint", "--init", str(checkpoint), "--out", str(out), "--train", "all", *SHORT, *more]) == 0
+        )
+        losses[name] = [json.loads(line)["loss"] for line in (out / "log.jsonl").read_text().splitlines()]
+        after = transformer(out / "checkpoint")
+        parts = {part_of(name) for name in changed(transformer(checkpoint), after)}
+        assert parts - {"null"} == {"shared", "video", "audio", "video_text", "audio_text", "prior", "bidirectional"}
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.03)
+    assert (tmp_path / "bf16" / "samples" / "step_0000002_0.png").is_file()
+    clip = JavisPipeline.from_pretrained(tmp_path / "bf16" / "checkpoint")("a red ball bounces", seconds=0.5, steps=1)
     assert clip.video.shape == (1, 8, 32, 32, 3)
 
 
@@ -110,7 +144,7 @@ def test_a_student_is_left_out(tmp_path: Path) -> None:
 
 
 def test_data_that_is_not_there(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["train", "joint", "--init", str(checkpoint), "--out", str(tmp_path / "x"), *QUICK]
+    words = ["train", "joint", "--init", str(checkpoint), "--out", str(tmp_path / "x"), *SHORT]
     assert main([*words, "--data", str(tmp_path / "none.csv")]) == 2
     assert main([*words, "--data", "clips"]) == 2
     assert main([*words, "--init", str(tmp_path / "none")]) == 2
@@ -123,21 +157,22 @@ def test_data_that_is_not_there(checkpoint: Path, tmp_path: Path, capsys: pytest
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A manifest of six clips of the world on disk: VP9 and wav."""
+    """A manifest of six clips of the world on disk, VP9 and wav."""
     folder = tmp_path_factory.mktemp("clips")
-    config = WorldConfig(size=32, seconds=0.75)
-    make(folder, 6, 0, config)
-    rows = [
-        ClipRow(
-            path=str(folder / f"clip_{i:06d}.mp4"), id=f"clip_{i:06d}", relpath=f"clip_{i:06d}.mp4", num_frames=12,
-            height=32, width=32, aspect_ratio=1.0, fps=16.0, resolution=1024,
-            audio_path=str(folder / f"clip_{i:06d}.wav"), audio_fps=16000,
-            text=json.loads((folder / f"clip_{i:06d}.json").read_text())["caption"],
-        )
-        for i in range(6)
-    ]  # fmt: skip
-    Manifest(tuple(rows)).write(folder / "official.csv")
-    return folder / "official.csv"
+    assert main(["world", "make", str(folder), "--count", "6", "--size", "32"]) == 0
+    assert main(["data", "make", str(folder)]) == 0
+    return folder / "clips.csv"
+
+
+@pytest.mark.slow
+def test_from_encoded_clips(clips: Path, checkpoint: Path, tmp_path: Path) -> None:
+    """`javis data encode`, then both flow stages from what it stored: as from the files, but for half precision."""
+    stored = str(tmp_path / "latents")
+    assert main(["data", "encode", str(clips), stored, "--checkpoint", str(checkpoint), "--processes", "1"]) == 0
+    for stage in ("audio", "joint"):
+        out = tmp_path / stage
+        assert main(["train", stage, "--init", str(checkpoint), "--out", str(out), "--data", stored, *QUICK]) == 0
+        assert changed(transformer(checkpoint), transformer(out / "checkpoint"))
 
 
 @pytest.mark.slow
@@ -149,13 +184,17 @@ def test_three_stages_on_files_to_a_clip(
     if feeder == "dali":
         pytest.importorskip("nvidia.dali")
     data = ["--data", str(clips), "--feeder", feeder]
-    at, trained = checkpoint, {"audio": {"audio", "audio_text"}, "prior": set(), "joint": {"prior", "bidirectional"}}
+    at = checkpoint
+    # Stage 2 trains the estimator; the transformer's prior embedder starts anew where its tokens have other sizes.
+    trained = {"audio": {"audio", "audio_text"}, "prior": {"prior", "null"}, "joint": {"prior", "bidirectional"}}
     for stage, parts in trained.items():
         out = tmp_path / stage
         own = ["--audio-from", "checkpoint"] if stage == "audio" else []
         assert main(["train", stage, "--init", str(at), "--out", str(out), *data, *own, *QUICK]) == 0
         after = out / "checkpoint"
-        assert {part_of(name) for name in changed(transformer(at), transformer(after))} == parts
+        assert {part_of(name) for name in changed(transformer(at), transformer(after))} == parts, stage
+        old, new = weights(at, "prior."), weights(after, "prior.")
+        assert any(not torch.equal(old[name], new[name]) for name in old.keys() & new.keys()) is (stage == "prior")
         at = after
     made = tmp_path / "clip.mp4"
     words = ["sample", "a red ball bounces", "--checkpoint", str(at), "--seconds", "0.5", "--steps", "1"]

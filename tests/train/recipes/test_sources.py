@@ -17,7 +17,7 @@ from javis.durations import clip_length
 from javis.errors import FailedError, UsageError
 from javis.frame_size import FrameSize
 from javis.train.recipes.config import Draws
-from javis.train.recipes.sources import ClipEncoder, FeederSource, WorldSource, render
+from javis.train.recipes.sources import ClipEncoder, FeederSource, StoredSource, WorldSource, render
 from javis.world import WorldConfig
 
 WORLD = WorldConfig(size=32, seconds=0.5)
@@ -144,6 +144,45 @@ def test_files_that_give_nothing(pipe: JavisPipeline) -> None:
     empty.skipped.append(SkippedClip("a.mp4", "no sound", 0))
     with pytest.raises(FailedError, match=r"no clip of the manifest could be used .*a\.mp4"):
         FeederSource(ClipEncoder(pipe, "joint"), empty, Draws()).next()
+
+
+class Stored:
+    """What `javis data encode` stored, in turns."""
+
+    def __init__(self, pipe: JavisPipeline, channels: int | None = None) -> None:
+        self.pipe, self.number, self.channels = pipe, 0, channels
+
+    def next(self) -> dict[str, Any]:
+        self.number += 1
+        encoded = ClipEncoder(self.pipe, "joint")(render([self.number, 50], WORLD), [0, 0])
+        found = {k: encoded[k] for k in ("video", "audio", "text", "text_mask", "fps", "height", "width", "frames")}
+        if self.channels is not None:
+            found["video"] = found["video"][:, : self.channels]
+        return found | {"prior_text": found["text"], "prior_text_mask": found["text_mask"], "captions": [], "ids": []}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"number": self.number}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.number = state["number"]
+
+
+def test_stored_latents_are_used_as_they_are(pipe: JavisPipeline) -> None:
+    encoder = ClipEncoder(pipe, "joint")
+    source = StoredSource(encoder, Stored(pipe), Draws(), seed=2)
+    state = json.loads(json.dumps(source.state_dict()))
+    first = source.next()
+    expected = encoder(render([1, 50], WORLD), [0, 0])
+    assert torch.equal(first["video"], expected["video"]) and torch.equal(first["text"], expected["text"])
+    assert first["spatial_prior"].shape == expected["spatial_prior"].shape and "video_mask" in first
+    second = source.next()
+    resumed = StoredSource(encoder, Stored(pipe), Draws(), seed=2)
+    resumed.load_state_dict(state)
+    assert same(resumed.next(), first) and same(resumed.next(), second)
+    heard = StoredSource(ClipEncoder(pipe, "audio"), Stored(pipe), Draws()).next()
+    assert "video" not in heard and heard["video_sizes"] == tuple(expected["video"].shape[2:])
+    with pytest.raises(UsageError, match="stored video latents have 2 channels, the model takes 6"):
+        StoredSource(encoder, Stored(pipe, 2), Draws()).next()
 
 
 @pytest.mark.slow
