@@ -29,7 +29,7 @@ def manifest_feeder(recipe: PriorRecipe, pipe: JavisPipeline, rank: int, world: 
     """The feeder of a recipe's manifest, clips in the checkpoint's format unless the recipe says otherwise."""
     from javis.train.recipes.start import clip_format
 
-    size, length = clip_format(pipe, recipe)
+    size, length = clip_format(pipe, recipe)  # type: ignore[arg-type]  # reads seconds, resolution and ratio
     plan = FeedPlan(
         num_frames=length.model_frames,
         height=size.height,

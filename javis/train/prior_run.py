@@ -34,7 +34,7 @@ log = logging.getLogger("javis.train")
 
 # Of a small checkpoint: patches of the embedding network are slices of 0.25 s, whole in frequency, so that no latent
 # is skipped when they are brought to the tokens (docs/negatives.md).
-SMALL = {
+SMALL: dict[str, Any] = {
     "spatial_token_num": 16,
     "temporal_token_num": 8,
     "out_dim": 64,
@@ -48,8 +48,8 @@ def estimator_config(pipe: JavisPipeline, recipe: PriorRecipe) -> PriorConfig:
     """Sizes of the estimator that the recipe trains."""
     base = dataclasses.replace(pipe.prior.config, encode_va=True)
     if "components" not in pipe.description:
-        base = dataclasses.replace(base, **SMALL)  # type: ignore[arg-type]
-    asked = {
+        base = dataclasses.replace(base, **SMALL)
+    asked: dict[str, Any] = {
         "spatial_token_num": recipe.spatial_tokens,
         "temporal_token_num": recipe.temporal_tokens,
         "out_dim": recipe.channels,
@@ -167,7 +167,7 @@ def with_estimator(pipe: JavisPipeline, estimator: PriorEstimator) -> JavisPipel
     pipe.prior = estimator
     if "prior" in pipe.description:
         pipe.description = {**pipe.description, "prior": _plain(c.to_dict())}
-    sizes = {
+    sizes: dict[str, Any] = {
         "spatial_prior_len": c.spatial_token_num,
         "temporal_prior_len": c.temporal_token_num,
         "prior_channels": c.out_dim,
