@@ -168,7 +168,7 @@ def video_masklet(video: Video, rng: np.random.Generator, *, masklet: Masklet) -
         rows, columns = np.flatnonzero((y >= 0) & (y < object_height)), np.flatnonzero((x >= 0) & (x < object_width))
         index = np.ix_(time, y[rows].astype(int), x[columns].astype(int))
         alpha, pasted = masklet.alpha[index][..., None], masklet.frames[index].astype(np.float32)
-        window = np.ix_(np.arange(frames), rows, columns)
+        window: tuple[Any, ...] = np.ix_(np.arange(frames), rows, columns)
         under = video[window].astype(np.float32)
         mixed = np.round(under + alpha * (pasted - under))
         share = float((np.abs(mixed - under).max(axis=3) >= MOVING).sum()) / (frames * height * width)
