@@ -344,6 +344,7 @@ def page(rows: list[Row]) -> str:
     """The whole page."""
     from benchmarks.feeding_tables import feeding_sections
     from benchmarks.steps_tables import steps_section
+    from benchmarks.train_tables import train_sections
 
     benches = {
         name: [row for row in rows if row.get("bench") == name]
@@ -359,6 +360,7 @@ def page(rows: list[Row]) -> str:
             "end_to_end",
             "fp8_errors",
             "feeding",
+            "train_stages",
         )
     }
     return "".join(
@@ -377,6 +379,7 @@ def page(rows: list[Row]) -> str:
             end_to_end_sections(benches["end_to_end"]),
             fp8_section(benches["fp8_errors"]),
             feeding_sections(benches["feeding"], table, where),
+            train_sections(benches["train_stages"], table, where),
             kernel_sections([row for row in rows if "op" in row]),
         )
     )

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,8 +36,8 @@ from javis.eval.matching import count_events
 
 Axis = Literal["spatial", "temporal"]
 Modality = Literal["video", "audio"]
-Video = NDArray[np.uint8]  # [T, H, W, 3]
-Waveform = NDArray[np.float32]  # [samples]
+Video: TypeAlias = NDArray[np.uint8]  # [T, H, W, 3]
+Waveform: TypeAlias = NDArray[np.float32]  # [samples]
 
 TOLERANCE = 0.1  # seconds within which a seen and a heard event are one
 MIN_SHIFT = 0.2  # seconds; beyond the 185 ms (sound late) that ITU-R BT.1359-1 calls the limit of acceptability
@@ -123,7 +123,7 @@ def video_grid_mask(video: Video, rng: np.random.Generator, *, points: NDArray[n
         raise NoNegative("video_grid_mask: nothing moves in the picture")
     for _ in range(ATTEMPTS):
         cells = int(rng.integers(4, 9))
-        masked = np.zeros(cells * cells, dtype=bool)
+        masked: NDArray[np.bool_] = np.zeros(cells * cells, dtype=bool)
         masked[rng.permutation(cells * cells)[: round(cells * cells * rng.uniform(0.4, 0.7))]] = True
         rows, columns = np.arange(height) * cells // height, np.arange(width) * cells // width
         hidden = masked.reshape(cells, cells)[rows[:, None], columns[None, :]]
@@ -168,7 +168,7 @@ def video_masklet(video: Video, rng: np.random.Generator, *, masklet: Masklet) -
         rows, columns = np.flatnonzero((y >= 0) & (y < object_height)), np.flatnonzero((x >= 0) & (x < object_width))
         index = np.ix_(time, y[rows].astype(int), x[columns].astype(int))
         alpha, pasted = masklet.alpha[index][..., None], masklet.frames[index].astype(np.float32)
-        window = np.ix_(np.arange(frames), rows, columns)
+        window: tuple[Any, ...] = np.ix_(np.arange(frames), rows, columns)
         under = video[window].astype(np.float32)
         mixed = np.round(under + alpha * (pasted - under))
         share = float((np.abs(mixed - under).max(axis=3) >= MOVING).sum()) / (frames * height * width)
@@ -348,7 +348,7 @@ def audio_mute(waveform: Waveform, rng: np.random.Generator, *, rate: int, event
 
         def make() -> Negative:
             a, b, ramp = round(begin * rate), round(end * rate), round(RAMP * rate)
-            gain = np.ones(len(waveform), dtype=np.float32)
+            gain: Waveform = np.ones(len(waveform), dtype=np.float32)
             gain[a:b] = 0
             if a > 0:
                 gain[a : a + ramp] = np.linspace(1, 0, ramp)
@@ -431,7 +431,7 @@ def _draw_shift(rng: np.random.Generator, duration: float) -> float:
 
 def _moved(waveform: Waveform, shift: int, samples: int) -> Waveform:
     """``waveform`` that many samples later (earlier if negative) in ``samples`` samples, with silence around."""
-    out = np.zeros(samples, dtype=np.float32)
+    out: Waveform = np.zeros(samples, dtype=np.float32)
     begin, start = max(0, shift), max(0, -shift)
     length = max(0, min(samples - begin, len(waveform) - start))
     out[begin : begin + length] = waveform[start : start + length]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from javis.data.negatives import KINDS, Masklet, Negative, NoNegative
 from javis.data.negatives_clip import Clip, Material, make_negative
@@ -54,7 +55,7 @@ def world_masklet(scene: Scene, index: int) -> Masklet:
         raise NoNegative(f"video_masklet: source {index} of the scene is not seen")
     window, rows, columns = object_alpha(source, source.path.pose(scene.config.frame_times()), size)
     frames = render_video(scene)
-    alpha = np.zeros((len(frames), size, size), dtype=np.float32)
+    alpha: NDArray[np.float32] = np.zeros((len(frames), size, size), dtype=np.float32)
     alpha[np.arange(len(frames))[:, None, None], rows[:, :, None], columns[:, None, :]] = window
     return Masklet(frames, alpha)
 

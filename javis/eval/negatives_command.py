@@ -115,8 +115,14 @@ def _print(report: dict[str, Any]) -> None:
         for kind, rates in report[name]["kinds"].items():
             cells = [f"{label} {_cell(rates[key])}" for key, label in (("discriminator", "disc"), ("hinge", "hinge"))]
             own = f"own axis {rates['own_axis']['rate']:.3f}, {rates['hinge_own_axis']['rate']:.3f}"
+            own += f"   hinge alone {rates['hinge_alone']['rate']:.3f}"
             say(f"  {kind:16} {'   '.join(cells)}   {own}")
-        say(f"  true clips called synchronous: {_cell(report[name]['synchronous']['discriminator'])}")
+        synchronous = report[name]["synchronous"]
+        cells = [
+            f"{label} {_cell(synchronous[key])}"
+            for key, label in (("discriminator", "disc"), ("hinge_alone", "hinge alone"))
+        ]
+        say(f"  true clips called synchronous: {', '.join(cells)}")
     missed = report["below_bar"]
     say("every kind at 0.9 or above" if not missed else f"below 0.9: {', '.join(missed)}")
 

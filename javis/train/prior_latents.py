@@ -71,7 +71,9 @@ class RawClip:
     captions: list[str]
 
 
-def with_negatives(clip: Clip, kinds: Sequence[str | None], made: Mapping[str, Negative]) -> tuple[np.ndarray, ...]:
+def with_negatives(
+    clip: Clip, kinds: Sequence[str | None], made: Mapping[str, Negative]
+) -> tuple[np.ndarray, np.ndarray]:
     """Pictures and sounds of a clip and of the named negatives; the clip's own where there is None."""
     videos, sounds = [clip.video], [clip.waveform]
     for kind, (_, modality) in zip(kinds, SLOTS, strict=True):

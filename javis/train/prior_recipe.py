@@ -29,6 +29,12 @@ class PriorRecipe(EngineConfig):
     """Processes that render clips of the world."""
     feeder: Literal["auto", "dali", "pyav"] = "auto"
     """What decodes the files of a manifest."""
+    seconds: float | None = None
+    """Length of the clips of a manifest; by default the checkpoint's."""
+    resolution: str | None = None
+    """Frame size of the clips of a manifest, an official name or WIDTHxHEIGHT; by default the checkpoint's."""
+    ratio: str | None = None
+    """Height:width of a named size."""
     spatial_tokens: int | None = None
     """Spatial prior tokens; by default 16 for a small checkpoint, else as in --init."""
     temporal_tokens: int | None = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,8 @@ from javis.errors import UsageError
 from javis.model.dit import JavisDiT
 from javis.model.ops import ModelOps
 from javis.model.prior import PriorConfig, PriorEstimator
-from javis.train.engine import Trainer
+from javis.parallel.ranks import rank_from_env
+from javis.train.engine import BatchSource, Trainer
 from javis.train.prior_latents import build_negatives
 from javis.train.prior_recipe import PriorRecipe
 from javis.train.prior_task import NegativeBatches, PriorTask
@@ -32,7 +34,7 @@ log = logging.getLogger("javis.train")
 
 # Of a small checkpoint: patches of the embedding network are slices of 0.25 s, whole in frequency, so that no latent
 # is skipped when they are brought to the tokens (docs/negatives.md).
-SMALL = {
+SMALL: dict[str, Any] = {
     "spatial_token_num": 16,
     "temporal_token_num": 8,
     "out_dim": 64,
@@ -46,8 +48,8 @@ def estimator_config(pipe: JavisPipeline, recipe: PriorRecipe) -> PriorConfig:
     """Sizes of the estimator that the recipe trains."""
     base = dataclasses.replace(pipe.prior.config, encode_va=True)
     if "components" not in pipe.description:
-        base = dataclasses.replace(base, **SMALL)  # type: ignore[arg-type]
-    asked = {
+        base = dataclasses.replace(base, **SMALL)
+    asked: dict[str, Any] = {
         "spatial_token_num": recipe.spatial_tokens,
         "temporal_token_num": recipe.temporal_tokens,
         "out_dim": recipe.channels,
@@ -86,10 +88,12 @@ def run(recipe: PriorRecipe) -> Path:
     torch.manual_seed(recipe.seed)
     estimator = PriorEstimator(config)
     resolved = {"stage": "prior", **_plain(dataclasses.asdict(recipe)), "estimator": _plain(config.to_dict())}
-    source = _source(recipe, pipe, config)
-    Trainer(PriorTask(estimator), source, recipe, resolved=resolved).run()
+    with ExitStack() as stack:
+        source = _source(recipe, pipe, config, stack)
+        Trainer(PriorTask(estimator), source, recipe, resolved=resolved).run()
     folder = Path(recipe.out) / "checkpoint"
-    with_estimator(pipe, estimator.cpu().eval()).save_pretrained(folder, overwrite=True)
+    if rank_from_env().rank == 0:
+        with_estimator(pipe, estimator.cpu().eval()).save_pretrained(folder, overwrite=True)
     return folder
 
 
@@ -105,14 +109,18 @@ def world_format(pipe: JavisPipeline) -> WorldConfig:
     return WorldConfig(size=clip["size"], fps=clip["fps"], seconds=clip["seconds"], sample_rate=clip["sample_rate"])
 
 
-def _source(recipe: PriorRecipe, pipe: JavisPipeline, config: PriorConfig) -> Any:
+def _source(recipe: PriorRecipe, pipe: JavisPipeline, config: PriorConfig, stack: ExitStack) -> BatchSource:
     noise = (config.spatial_token_num + config.temporal_token_num, config.out_dim)
-    rank, world = _place()
+    place = rank_from_env()
+    rank, world = place.rank, place.world
     if recipe.data != "world":
         from javis.train.prior_feed import FeederBatches, manifest_feeder
+        from javis.train.recipes.sources import ClipEncoder
 
         feeder = manifest_feeder(recipe, pipe, rank, world)
-        return FeederBatches(feeder, pipe, text_encoder(pipe), noise, seed=recipe.seed, rank=rank)
+        stack.callback(feeder.close)
+        encoder = ClipEncoder(pipe, "joint")
+        return FeederBatches(encoder, feeder, text_encoder(pipe), noise, seed=recipe.seed, rank=rank)
     from javis.console import progress_bar
 
     format_ = world_format(pipe)
@@ -153,20 +161,13 @@ def _source(recipe: PriorRecipe, pipe: JavisPipeline, config: PriorConfig) -> An
     )
 
 
-def _place() -> tuple[int, int]:
-    """(rank, processes) as torchrun says."""
-    import os
-
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-
-
 def with_estimator(pipe: JavisPipeline, estimator: PriorEstimator) -> JavisPipeline:
     """``pipe`` with another estimator; parameters of its transformer that no longer fit are drawn anew."""
     c = estimator.config
     pipe.prior = estimator
     if "prior" in pipe.description:
         pipe.description = {**pipe.description, "prior": _plain(c.to_dict())}
-    sizes = {
+    sizes: dict[str, Any] = {
         "spatial_prior_len": c.spatial_token_num,
         "temporal_prior_len": c.temporal_token_num,
         "prior_channels": c.out_dim,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -102,26 +102,40 @@ class NegativeBatches:
             "frame_height": torch.full((count,), float(self.frame[0])),
             "frame_width": torch.full((count,), float(self.frame[1])),
         }
-        other = np.roll(index, 1)  # what stands for a negative that a clip does not have
-        for modality, store in (("video", data.video), ("audio", data.audio)):
-            batch[modality] = _floats(store[index, 0])
-            parts: dict[str, list[Tensor]] = {}
-            place = 0
-            for number, (axis, of) in enumerate(SLOTS):
-                if of != modality:
-                    continue
-                place += 1
-                there = np.array([data.kinds[i][number] is not None for i in index])
-                latents = store[np.where(there, index, other), np.where(there, place, 0)]
-                parts.setdefault(f"{axis}_{modality}", []).append(_floats(latents))
-            batch |= {name: torch.stack(values, dim=1) for name, values in parts.items()}
-        return batch
+        kinds = [data.kinds[i] for i in index]
+        return batch | gather("video", data.video, index, kinds) | gather("audio", data.audio, index, kinds)
 
     def state_dict(self) -> dict[str, Any]:
         return {"step": self.step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.step = int(state["step"])
+
+
+def gather(
+    modality: str, store: np.ndarray, index: np.ndarray, kinds: Sequence[Sequence[str | None]]
+) -> dict[str, Tensor]:
+    """One stream of a batch: the clips and, by axis, their negatives.
+
+    Args:
+        modality: "video" or "audio".
+        store: latents [N, 1 + negatives of that modality, C, ...], the clip's own first, then in the order of SLOTS.
+        index: clips of the batch, [B].
+        kinds: what the negatives of each of them are; for None the same stream of another clip of the batch is taken.
+
+    Returns:
+        modality -> [B, C, ...] and "<axis>_<modality>" -> [B, n, C, ...], float32.
+    """
+    found = {modality: _floats(store[index, 0])}
+    parts: dict[str, list[Tensor]] = {}
+    other, place = np.roll(index, 1), 0
+    for number, (axis, of) in enumerate(SLOTS):
+        if of == modality:
+            place += 1
+            there = np.array([row[number] is not None for row in kinds])
+            latents = store[np.where(there, index, other), np.where(there, place, 0)]
+            parts.setdefault(f"{axis}_{modality}", []).append(_floats(latents))
+    return found | {name: torch.stack(values, dim=1) for name, values in parts.items()}
 
 
 def _floats(x: np.ndarray) -> Tensor:

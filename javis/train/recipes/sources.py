@@ -52,14 +52,14 @@ class ClipEncoder:
 
         clips: dict[str, Any] = {
             "video_sizes": tuple(pipe.video_codec.latent_sizes(frames, height, width)),
-            "audio": self._audio(media, seeds),
+            "audio": self.audio(media, seeds),
             "fps": media.fps.to(pipe.device),
             "height": each(height),
             "width": each(width),
             "frames": each(frames),
         }
         if self.stage == "joint":
-            clips["video"] = self._video(media.video, seeds)
+            clips["video"] = self.video(media.video, seeds)
         return clips | self.captions(media.captions, seeds)
 
     def captions(self, captions: list[str], seeds: list[int]) -> dict[str, Tensor]:
@@ -78,7 +78,8 @@ class ClipEncoder:
             found |= {"spatial_prior": priors.spatial.float(), "temporal_prior": priors.temporal.float()}
         return found
 
-    def _video(self, video: Tensor, seeds: list[int]) -> Tensor:
+    def video(self, video: Tensor, seeds: list[int]) -> Tensor:
+        """uint8 [B, T, H, W, 3] -> latents."""
         codec: Any = self.pipe.video_codec
         x = video.to(self.pipe.device).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
         if not hasattr(codec, "image_vae"):  # the linear codec has nothing to sample
@@ -89,7 +90,8 @@ class ClipEncoder:
             [codec.encode(x[i : i + 1], generator=self._generator(s)) for i, s in enumerate(seeds)]
         ).float()
 
-    def _audio(self, media: MediaBatch, seeds: list[int]) -> Tensor:
+    def audio(self, media: MediaBatch, seeds: list[int]) -> Tensor:
+        """Sound of a batch -> latents."""
         codec: Any = self.pipe.audio_codec
         waves = media.waveform.to(self.pipe.device)
         if isinstance(codec, PatchAudioCodec):
