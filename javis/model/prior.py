@@ -202,7 +202,7 @@ class PriorEstimator(nn.Module):
         frame_height, frame_width: [B], size of the frames in pixels (they set the scale of the position embedding).
         """
         c = self.config
-        frames, *grid = self.video_embedder.grid(tuple(video.shape[2:]))
+        _, *grid = self.video_embedder.grid(tuple(video.shape[2:]))
         scale = (frame_height.float() * frame_width.float()).sqrt() / c.input_sq_size
         positions = video_positions((grid[0], grid[1]), scale, c.out_dim)
         missing = [-n % p for n, p in zip(video.shape[2:], c.video_patch, strict=True)]
