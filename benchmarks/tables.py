@@ -195,24 +195,23 @@ def end_to_end_sections(rows: list[Row]) -> str:
 
 def sampling_section(rows: list[Row]) -> str:
     """Seconds per stage of one clip from the command line: the newest rows, and those with the same stages."""
-    newest = {(row.get("ops", "reference"), row["steps"], row["guidance"], row["threads"]): row for row in rows}
+    names = ("ops", "variant", "steps", "guidance", "threads")
+    usual = {"ops": "reference", "variant": "teacher"}
+    newest = {tuple(row.get(name, usual.get(name)) for name in names): row for row in rows}
     if not newest:
         return ""
     stages = list(next(reversed(newest.values()))["seconds_per_stage"])
     newest = {key: row for key, row in newest.items() if list(row["seconds_per_stage"]) == stages}
     cells = [
         [
-            ops,
-            steps,
-            guidance,
-            threads,
+            *key,
             *(row["seconds_per_stage"][stage] for stage in stages),
             row["seconds_total"],
         ]
-        for (ops, steps, guidance, threads), row in newest.items()
+        for key, row in newest.items()
     ]
     one = next(reversed(newest.values()))
-    header = ["ops", "steps", "guidance", "threads", *stages, "all"]
+    header = [*names, *stages, "all"]
     return f"\n## One clip of 2 s\n\n`python benchmarks/sample_clip.py`, seconds; {where(one)}.\n\n" + table(
         header, cells
     )

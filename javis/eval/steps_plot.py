@@ -124,7 +124,9 @@ def _frame(axis: Any, title: str, scale: str, steps: Sequence[int]) -> None:
         axis.set_ylim(0, 1.03)
     if steps:
         axis.set_xscale("log")
-        axis.set_xticks(steps, [str(n) for n in steps])
+        # A number that would stand on its neighbour is left out.
+        shown = [n for i, n in enumerate(steps) if i + 1 == len(steps) or steps[i + 1] > 1.3 * n]
+        axis.set_xticks(shown, [str(n) for n in shown])
         axis.xaxis.minorticks_off()
     axis.grid(alpha=0.3)
 
