@@ -167,20 +167,26 @@ class Trainer:
                 raise FailedError(f"the last checkpoint could not be written: {self.checkpoints.failed}")
 
     def _end(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Let the checkpoint in work become finished, and close what was opened.
+        """Let the checkpoint in work become finished.
 
         After an error on one rank there is nobody to do that with: torchrun ends the others.
         """
-        together = self.processes.world == 1 or kind is None or issubclass(kind, FailedError)
-        if together:
+        if self._together(kind):
             self.checkpoints.poll(wait=True)
+
+    def _leave(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._together(kind):
             self.processes.close()
+
+    def _together(self, kind: type[BaseException] | None) -> bool:
+        return self.processes.world == 1 or kind is None or issubclass(kind, FailedError)
 
     def _prepare(self, stack: ExitStack) -> None:
         c = self.config
         cuda = c.device != "cpu" and torch.cuda.is_available()
         needed = c.sharding == "fsdp" or (c.sharding == "auto" and (cuda or c.precision in LOW_PRECISION))
         self.processes = p = Processes(c.device, needed=needed)
+        stack.push(self._leave)  # also if what follows cannot run here
         self.sharded = is_sharded(c, p.world, p.device)
         self.folder = stack.enter_context(RunFolder(c.out, self.resolved, p))
         seed_everything(c.seed + p.rank)

@@ -95,7 +95,8 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_video(clip("same_id", 0), pictures(seed=17), tone(seed=17))
     rows[-1] = dataclasses.replace(rows[-1], id="good_twin")
     shutil.copy(good, clip("duplicate_file", 0))
-    write_video(clip("duplicate_content", 0), pictures(), tone())  # its index comes last, so the bytes are others
+    # A free box behind the rest: other bytes, the same frames and samples.
+    clip("duplicate_content", 0).write_bytes(good.read_bytes() + b"\0\0\0\x08free")
     write_video(clip("no_caption", 0, text=" "), pictures(seed=18), tone(seed=18))
     write_video(clip("placeholder", 0, text="NaN"), pictures(seed=19), tone(seed=19))
     write_video(

@@ -305,3 +305,10 @@ def test_another_package_called_apex_is_not_taken(tmp_path: Path, monkeypatch: p
     monkeypatch.setitem(sys.modules, "apex", ModuleType("apex"))
     with pytest.raises(UsageError, match="PyPI is another project.*not a package"):
         train(tmp_path, optimizer="apex")
+
+
+def test_what_cannot_run_here_leaves_no_process_group(tmp_path: Path) -> None:
+    """The next training in this process starts its own."""
+    with pytest.raises(UsageError, match="fp8"):
+        Trainer(ToyTask(), ToySource(), settings(tmp_path, precision="fp8", sharding="fsdp")).run()
+    assert not torch.distributed.is_initialized()
