@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import threading
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -29,7 +30,7 @@ Pending = TypeVar("Pending")
 T = TypeVar("T")
 
 
-class OrderedFeeder(Generic[Pending]):
+class OrderedFeeder(ABC, Generic[Pending]):
     """Order, position and substitutes of a feeder; a backend begins batches and finishes them.
 
     A broken clip is replaced by another one of its group, drawn from the seed: which clips are broken decides the
@@ -50,17 +51,17 @@ class OrderedFeeder(Generic[Pending]):
 
     # -- what a backend does -------------------------------------------------------------------------------------------
 
+    @abstractmethod
     def _begin(self, spec: BatchSpec) -> Pending:
         """Start making a batch."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _finish(self, spec: BatchSpec, pending: Pending) -> MediaBatch:
         """Wait for it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _futures(self, pending: Pending) -> Sequence[Future[Any]]:
         """What it is made of."""
-        raise NotImplementedError
 
     # -- the iterator --------------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from javis.data import negatives as n
+from javis.data import negatives_sound as sounds
 from javis.data.negatives import KINDS, MOVING, Masklet, Negative, NoNegative, Video, Waveform
 
 SAME_SOUND = 0.9  # cosine of two long-time spectra from which on two sounds count as the same
@@ -110,19 +111,19 @@ def make_negative(kind: str, clip: Clip, material: Material | None, rng: np.rand
             raise NoNegative("audio_add: needs a sound of another clip")
         if sounds_alike(waveform, material.source):
             raise NoNegative("audio_add: the other clip sounds like this one")
-        return n.audio_add(
+        return sounds.audio_add(
             waveform, rng, rate=rate, events=events, source=material.source, source_events=material.source_events
         )
     if kind == "audio_delete":
-        return n.audio_delete(waveform, rng, stems=clip.stems)
+        return sounds.audio_delete(waveform, rng, stems=clip.stems)
     if KINDS[kind].modality == "video":
         make_video = {"video_shift": n.video_shift, "video_stall": n.video_stall}[kind]
         return make_video(video, rng, fps=clip.fps, events=events)
     make_audio = {
-        "audio_volume": n.audio_volume,
-        "audio_shift": n.audio_shift,
-        "audio_mute": n.audio_mute,
-        "audio_repeat": n.audio_repeat,
-        "audio_speed": n.audio_speed,
+        "audio_volume": sounds.audio_volume,
+        "audio_shift": sounds.audio_shift,
+        "audio_mute": sounds.audio_mute,
+        "audio_repeat": sounds.audio_repeat,
+        "audio_speed": sounds.audio_speed,
     }[kind]
     return make_audio(waveform, rng, rate=rate, events=events)

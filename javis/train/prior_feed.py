@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from javis.data.feed import Feeder, FeedPlan, MediaBatch, make_feeder
+from javis.data.feed import Feeder, MediaBatch, make_feeder
 from javis.data.manifest import Manifest
 from javis.data.negatives import KINDS, Negative, NoNegative
 from javis.data.negatives_clip import Clip, Material, describe, make_negative, material_of
@@ -27,20 +27,10 @@ Separate = Callable[[np.ndarray, int], list[np.ndarray]]  # (waveform, rate) -> 
 
 def manifest_feeder(recipe: PriorRecipe, pipe: JavisPipeline, rank: int, world: int) -> Feeder:
     """The feeder of a recipe's manifest, clips in the checkpoint's format unless the recipe says otherwise."""
-    from javis.train.recipes.start import clip_format
+    from javis.train.recipes.start import clip_format, feed_plan
 
     size, length = clip_format(pipe, recipe)  # type: ignore[arg-type]  # reads seconds, resolution and ratio
-    plan = FeedPlan(
-        num_frames=length.model_frames,
-        height=size.height,
-        width=size.width,
-        fps=float(length.fps),
-        batch=recipe.batch,
-        seed=recipe.seed,
-        sample_rate=length.sample_rate,
-        rank=rank,
-        world=world,
-    )
+    plan = feed_plan(recipe, size, length, rank, world)
     return make_feeder(Manifest.read(recipe.data), plan, recipe.feeder)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from javis.data import negatives as n
+from javis.data import negatives_sound as sounds
 from javis.data.negatives import KINDS, MAX_F1, MIN_SHIFT, TOLERANCE, NoNegative
 from javis.data.negatives_clip import Material, describe, make_negative, masklet_of, material_of, sounds_alike
 from javis.data.negatives_world import draw_scene, is_synchronous_scene, stem, world_clip, world_material
@@ -146,13 +147,14 @@ def test_a_shift_by_a_period_is_refused(monkeypatch):
     events = list(np.arange(0.25, 10, 0.5))
     wave = np.random.default_rng(0).standard_normal(160_000).astype(np.float32) * 0.1
     frames = np.zeros((160, 8, 8, 3), np.uint8)
-    monkeypatch.setattr(n, "_draw_shift", lambda rng, duration: 0.5)
+    for module in (n, sounds):
+        monkeypatch.setattr(module, "draw_shift", lambda rng, duration: 0.5)
     with pytest.raises(NoNegative, match="agreement"):
-        n.audio_shift(wave, np.random.default_rng(0), rate=16000, events=events)
+        sounds.audio_shift(wave, np.random.default_rng(0), rate=16000, events=events)
     with pytest.raises(NoNegative, match="agreement"):
         n.video_shift(frames, np.random.default_rng(0), fps=16, events=events)
     monkeypatch.setattr(n, "_draw_shift", lambda rng, duration: 0.25)  # halfway between two events
-    assert n.audio_shift(wave, np.random.default_rng(0), rate=16000, events=events).kind == "audio_shift"
+    assert sounds.audio_shift(wave, np.random.default_rng(0), rate=16000, events=events).kind == "audio_shift"
 
 
 @pytest.mark.parametrize("kind", [k for k, what in KINDS.items() if what.axis == "temporal"])
@@ -190,7 +192,7 @@ def test_speed_moves_a_tone_in_pitch_and_a_click_in_time():
     rate, events = 16000, [0.4, 0.9, 1.5]
     time = np.arange(2 * rate) / rate
     wave = (0.2 * np.sin(2 * np.pi * 1000 * time)).astype(np.float32)
-    negative = n.audio_speed(wave, np.random.default_rng(3), rate=rate, events=events)
+    negative = sounds.audio_speed(wave, np.random.default_rng(3), rate=rate, events=events)
     factor = negative.changes["factor"]
     assert 1.3 <= max(factor, 1 / factor) <= 2
     heard = negative.waveform[: int(min(2.0, 2 / factor) * rate)]
@@ -269,7 +271,7 @@ def test_a_deleted_source_is_gone_and_the_others_are_untouched(scenes, clips, ma
         np.testing.assert_allclose(negative.waveform, left, atol=1e-6)
     assert two
     with pytest.raises(NoNegative, match="stems"):
-        n.audio_delete(clips[0].waveform, np.random.default_rng(0), stems=())
+        sounds.audio_delete(clips[0].waveform, np.random.default_rng(0), stems=())
 
 
 def test_stems_add_up_to_the_scene(scenes):

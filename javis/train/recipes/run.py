@@ -22,7 +22,7 @@ from javis.pipeline import JavisPipeline
 from javis.train.engine import BatchSource, Trainer
 from javis.train.recipes.config import Draws, FlowRecipe
 from javis.train.recipes.sources import ClipEncoder, FeederSource, StoredSource, WorldSource, render
-from javis.train.recipes.start import clip_format, load_components, training_model
+from javis.train.recipes.start import clip_format, feed_plan, load_components, training_model
 from javis.train.recipes.task import FlowTask
 from javis.train.recipes.watch import Board, Export, Progress, Samples, Watcher
 
@@ -84,23 +84,12 @@ def make_source(
         return world, render([0, 1], world.world).captions
     if recipe.data.endswith(".csv") or is_sharded(recipe.data):
         from javis.data.buckets import BucketPlan
-        from javis.data.feed import FeedPlan, make_feeder
+        from javis.data.feed import make_feeder
         from javis.data.shards import open_clips
 
         manifest = open_clips(recipe.data)
-        plan = FeedPlan(
-            num_frames=length.model_frames,
-            height=size.height,
-            width=size.width,
-            fps=float(length.fps),
-            batch=recipe.batch,
-            seed=recipe.seed,
-            sample_rate=length.sample_rate,
-            rank=place.rank,
-            world=place.world,
-            buckets=None if recipe.buckets is None else BucketPlan.parse(recipe.buckets, fps=float(length.fps)),
-            device=str(pipe.device),
-        )
+        buckets = None if recipe.buckets is None else BucketPlan.parse(recipe.buckets, fps=float(length.fps))
+        plan = feed_plan(recipe, size, length, place.rank, place.world, buckets=buckets, device=str(pipe.device))
         feeder = make_feeder(manifest, plan, recipe.feeder)
         stack.callback(feeder.close)
         return FeederSource(encoder, feeder, draws, **common), [row.text for row in manifest[:2]]

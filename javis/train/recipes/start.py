@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -23,9 +23,19 @@ from javis.train.recipes.config import AudioRecipe, FlowRecipe
 from javis.train.recipes.parameters import audio_from_video, count, freeze
 
 if TYPE_CHECKING:
+    from javis.data.feed import FeedPlan
     from javis.pipeline import JavisPipeline
 
 log = logging.getLogger("javis.train")
+
+
+class FileRecipe(Protocol):
+    """What `feed_plan` reads of a recipe."""
+
+    @property
+    def batch(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
 
 
 def load_components(init: str, device: torch.device, *, seed: int = 0) -> JavisPipeline:
@@ -132,3 +142,21 @@ def clip_format(pipe: JavisPipeline, recipe: FlowRecipe) -> tuple[FrameSize, Cli
     seconds = clip["seconds"] if recipe.seconds is None else recipe.seconds
     limits = seconds_range(pipe.description)
     return size, clip_length(seconds, clip["fps"], int(clip["sample_rate"]), window=window, limits=limits)
+
+
+def feed_plan(recipe: FileRecipe, size: FrameSize, length: ClipLength, rank: int, world: int, **more: Any) -> FeedPlan:
+    """What a feeder decodes for a stage: clips of this size and length; ``more`` are further fields of the plan."""
+    from javis.data.feed import FeedPlan
+
+    return FeedPlan(
+        num_frames=length.model_frames,
+        height=size.height,
+        width=size.width,
+        fps=float(length.fps),
+        batch=recipe.batch,
+        seed=recipe.seed,
+        sample_rate=length.sample_rate,
+        rank=rank,
+        world=world,
+        **more,
+    )
