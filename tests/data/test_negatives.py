@@ -153,7 +153,7 @@ def test_a_shift_by_a_period_is_refused(monkeypatch):
         sounds.audio_shift(wave, np.random.default_rng(0), rate=16000, events=events)
     with pytest.raises(NoNegative, match="agreement"):
         n.video_shift(frames, np.random.default_rng(0), fps=16, events=events)
-    monkeypatch.setattr(n, "_draw_shift", lambda rng, duration: 0.25)  # halfway between two events
+    monkeypatch.setattr(sounds, "draw_shift", lambda rng, duration: 0.25)  # halfway between two events
     assert sounds.audio_shift(wave, np.random.default_rng(0), rate=16000, events=events).kind == "audio_shift"
 
 

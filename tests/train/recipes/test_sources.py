@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from javis.errors import FailedError, UsageError
 from javis.frame_size import FrameSize
 from javis.train.recipes.config import Draws
 from javis.train.recipes.sources import ClipEncoder, FeederSource, StoredSource, WorldSource, render
+from javis.train.recipes.start import feed_plan
 from javis.world import WorldConfig
 
 WORLD = WorldConfig(size=32, seconds=0.5)
@@ -202,3 +204,12 @@ def test_full_size_codecs_draw_for_each_clip_alone() -> None:
     codec: Any = toy.audio_codec
     given = MediaBatch(**{**vars(media), "mel": codec.log_mel(media.waveform)})
     torch.testing.assert_close(encoder(given, [12])["audio"], one["audio"])
+
+
+def test_the_plan_of_a_stage_names_its_rank() -> None:
+    """Every process decodes its own share, in the checkpoint's format; both stages that read files use this."""
+    recipe = SimpleNamespace(batch=3, seed=5)
+    length = clip_length(2.0, 16, 16000, window=2, limits=(0.5, 4.0))
+    plan = feed_plan(recipe, FrameSize(32, 48), length, 1, 4, device="cpu")
+    assert (plan.rank, plan.world, plan.batch, plan.seed) == (1, 4, 3, 5)
+    assert (plan.num_frames, plan.height, plan.width, plan.fps, plan.sample_rate) == (32, 32, 48, 16.0, 16000)
