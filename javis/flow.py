@@ -53,17 +53,25 @@ def transform_timestep(t: Tensor, ratio: Tensor | float) -> Tensor:
     return ratio * t / (1 + (ratio - 1) * t) * NUM_TIMESTEPS
 
 
-def timesteps(steps: int, ratio: Tensor | float = 1.0) -> Tensor:
+def timesteps(steps: int, ratio: Tensor | float = 1.0, *, start: float = NUM_TIMESTEPS) -> Tensor:
     """Timesteps of an Euler solution, ``(1 - i/steps) * 1000`` transformed -> [steps] (or [steps, B] for a ratio [B]).
 
+    Args:
+        steps, ratio: see above.
+        start: the first timestep, in (0, 1000]; the others share out the rest of the untransformed time evenly.
+
     Raises:
-        ValueError: fewer than one step.
+        ValueError: fewer than one step, or a start out of range.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
+    if not 0 < start <= NUM_TIMESTEPS:
+        raise ValueError(f"start must be a timestep above 0 and at most {NUM_TIMESTEPS:g}, got {start}")
     t = torch.tensor([(1.0 - i / steps) * NUM_TIMESTEPS for i in range(steps)])
     if isinstance(ratio, Tensor) and ratio.ndim:
         t = t[:, None].to(ratio.device)
+    if start < NUM_TIMESTEPS:
+        t = t * (transform_timestep(torch.tensor(start), 1 / ratio) / NUM_TIMESTEPS)
     return transform_timestep(t, ratio)
 
 

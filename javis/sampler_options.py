@@ -29,6 +29,7 @@ class SamplerKeywords(TypedDict, total=False):
     solver: how an interval is crossed (:mod:`javis.sample.solvers`); ``steps`` counts evaluations whatever the solver.
     schedule: timesteps (:mod:`javis.sample.schedules`). timestep_ratio: their shift towards noise, 1 = none.
     audio_steps: evaluations for the sound (:func:`javis.sample.sample_in_order`).
+    redraw: timestep from which the picture is made again to the finished sound; 1000: from noise.
     audio_seed: of the sound's noise; as ``seed``. audio_negative_prompt: what not to hear; as ``negative_prompt``.
     guidance_interval: (low, high), timesteps in 0..1000 between which there is guidance.
     guidance_rescale: share 0..1 of the guided prediction that gets the conditional one's standard deviation.
@@ -40,6 +41,7 @@ class SamplerKeywords(TypedDict, total=False):
     schedule: ScheduleName | None
     timestep_ratio: float | None
     audio_steps: int | None
+    redraw: float | None
     audio_seed: int | Sequence[int] | None
     audio_negative_prompt: str | Sequence[str] | None
     guidance_interval: tuple[float, float] | None
@@ -56,6 +58,7 @@ class SamplerOptions:
     schedule: ScheduleName | None = None
     timestep_ratio: float | None = None
     audio_steps: int | None = None
+    redraw: float | None = None
     guidance_interval: tuple[float, float] | None = None
     guidance_rescale: float = 0.0
     uncond_every: int = 1
@@ -85,6 +88,8 @@ class SamplerArgs:
     """Shift of uniform timesteps towards noise, 1 = none."""
     audio_steps: int | None = None
     """Evaluations for the sound: of --steps (sound first), or beside them (together)."""
+    redraw: float | None = None
+    """Sound first: begin the picture's own part from the first part's picture with this timestep's share of noise."""
     audio_seed: int | None = None
     """Of the sound's noise (default: --seed). With --prompts, row i gets this + i."""
     audio_negative_prompt: str | None = None
@@ -127,6 +132,9 @@ def check_ranges(given: Mapping[str, Any]) -> None:
     value = given.get("timestep_ratio")
     if value is not None and not (_is_number(value) and low <= value <= high):
         raise UsageError(f"timestep_ratio must be a number from {low:g} to {high:g} (1 = no shift), got {value!r}")
+    value = given.get("redraw")
+    if value is not None and not (_is_number(value) and 0 < value <= 1000):
+        raise UsageError(f"redraw must be a timestep above 0 (data) and at most 1000 (noise), got {value!r}")
     for name in ("audio_steps", "uncond_every"):
         value = given.get(name)
         if value is not None and not (_is_whole(value) and 1 <= value <= MAX_EVALUATIONS):
@@ -163,6 +171,10 @@ def check_sampler(given: Mapping[str, Any], sampling: Mapping[str, Any], *, step
     own.pop("timestep_ratio", None)  # the constant of the "uniform" schedule, see javis/sample/schedules.py
     if (steps, order) != (sampling.get("steps"), sampling.get("order", "together")):
         own.pop("audio_steps", None)  # it divides the checkpoint's own steps
+    if order != "sound_first":
+        own.pop("redraw", None)
+    if asked.keys() & {"timestep_ratio", "redraw"}:
+        own.pop("schedule", None)  # both are about evenly spaced timesteps
     check_ranges(own)
     options = own | asked
     if "guidance_interval" in options:
@@ -173,6 +185,10 @@ def check_sampler(given: Mapping[str, Any], sampling: Mapping[str, Any], *, step
     made = SamplerOptions(**options)
     if made.timestep_ratio is not None and made.schedule not in (None, "uniform"):
         raise UsageError(f"timestep_ratio is for schedule 'uniform', and schedule is {made.schedule!r}; leave one out")
+    if made.redraw is not None and order != "sound_first":
+        raise UsageError(f"redraw is for order 'sound_first', and order is {order!r}; leave one out")
+    if made.redraw is not None and made.schedule == "fitted":
+        raise UsageError("redraw is for even timesteps, and schedule is 'fitted', whose lists say where parts begin")
     if made.audio_steps is None or (made.audio_steps == steps and order == "together"):
         return made
     if order == "sound_first" and made.audio_steps >= steps:

@@ -54,6 +54,9 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"audio_steps": 2.5}, "audio_steps must be a whole number"),
     ({"uncond_every": 0}, "uncond_every must be a whole number from 1 to 1000, got 0"),
     ({"uncond_every": True}, "uncond_every must be a whole number"),
+    ({"redraw": 0}, r"redraw must be a timestep above 0 \(data\) and at most 1000 \(noise\), got 0"),
+    ({"redraw": 1000.5}, "redraw must be a timestep"),
+    ({"redraw": float("nan")}, "redraw must be a timestep"),
     ({"guidance_rescale": 1.5}, r"guidance_rescale must be a number from 0 \(off\) to 1, got 1.5"),
     ({"guidance_rescale": float("nan")}, "guidance_rescale must be a number from 0"),
     ({"guidance_interval": (700, 300)}, r"LOW < HIGH from 0 \(data\) to 1000 \(noise\), got \(700, 300\)"),
@@ -77,6 +80,8 @@ def test_out_of_range(given: dict[str, Any], message: str) -> None:
         ({"audio_steps": 8}, 8, "sound_first", "fewer than the steps.*got 8 of 8"),
         ({"audio_steps": 1}, 1, "sound_first", "fewer than the steps"),
         ({"audio_steps": 4, "solver": "heun"}, 8, "together", "solver 'heun' evaluates twice an interval"),
+        ({"redraw": 900}, 8, "together", "redraw is for order 'sound_first', and order is 'together'"),
+        ({"redraw": 900, "schedule": "fitted"}, 8, "sound_first", "schedule is 'fitted', whose lists say where"),
         ({"schedule": "official", "timestep_ratio": 2.0}, 8, "together", "timestep_ratio is for schedule 'uniform'"),
     ],
 )
@@ -93,6 +98,10 @@ def test_what_was_not_given_is_the_checkpoints() -> None:
     assert check_sampler({"solver": None}, sampling, **told) == own
     assert check_sampler({"solver": "euler"}, sampling, **told).solver == "euler"
     assert check_sampler({}, sampling, steps=4, order="sound_first").audio_steps is None  # it divides 8 steps
+    redrawn = {"redraw": 900, "order": "sound_first", "schedule": "fitted"}
+    assert check_sampler({}, {**redrawn, "schedule": None}, **told).redraw == 900
+    assert check_sampler({}, redrawn, steps=8, order="together").redraw is None
+    assert check_sampler({"redraw": 950}, {"schedule": "fitted"}, **told) == SamplerOptions(redraw=950)
     with pytest.raises(UsageError, match="unknown solver"):
         check_sampler({}, {"solver": "x"}, steps=8, order="together")
 

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from javis.flow import timesteps
+from javis.flow import NUM_TIMESTEPS, add_noise, timesteps
 from javis.model.dit import Conditioning
 from javis.sample.euler import Denoiser, Step, StepEnd, Tally, sample
 from javis.sample.guidance import Guidance, GuidancePlan
@@ -41,6 +41,12 @@ def parts(steps: int, order: Order, audio_steps: int | None = None) -> list[int]
     return [first, steps - first]
 
 
+def shifted_timesteps(intervals: Sequence[int], ratio: float, redraw: float | None = None) -> list[Tensor]:
+    """Timesteps of each part: even ones, shifted towards noise by ``ratio``; the second part's begin at ``redraw``."""
+    starts = [NUM_TIMESTEPS, NUM_TIMESTEPS if redraw is None else redraw]
+    return [timesteps(count, ratio, start=start) for count, start in zip(intervals, starts, strict=False)]
+
+
 def sample_in_order(
     model: Denoiser,
     video: Tensor,
@@ -54,6 +60,7 @@ def sample_in_order(
     callback: Callable[[Step], None] | None = None,
     on_step_end: StepEnd | None = None,
     audio_steps: int | None = None,
+    redraw: float | None = None,
     solver: str = "euler",
     schedule: Schedule | None = None,
     plan: GuidancePlan | None = None,
@@ -66,6 +73,9 @@ def sample_in_order(
     the paper's sound-to-video task (arXiv 2503.23377, section 3.4) as the second half of text-to-both. When things
     happen is then settled before the picture is made. A single step cannot be split: it is done together.
 
+    The second part need not begin from noise alone. Where its timesteps begin below 1000 it begins from the picture
+    that the first part has made, with that share of its noise: what is where is kept, when it moves follows the sound.
+
     Args:
         model, video, audio, condition, guidance: as in :func:`javis.sample.sample`, without masks.
         steps: evaluations of the model, both parts together.
@@ -76,8 +86,9 @@ def sample_in_order(
         audio_steps: with "sound_first" the evaluations of the first part, fewer than ``steps``. With "together" the
             model is evaluated as often as the stream with more steps asks for; the other takes as many of these
             velocities as it has steps, evenly spread, and goes in straight lines between them.
+        redraw: with "sound_first" the timestep from which the picture is made again; None: 1000, from noise.
         solver: see :mod:`javis.sample.solvers`.
-        schedule: gives the timesteps of all parts from their numbers of intervals, instead of ``ratio``
+        schedule: gives the timesteps of all parts from their numbers of intervals, instead of ``ratio`` and ``redraw``
             (:mod:`javis.sample.schedules`).
         plan, tally: as in :func:`javis.sample.sample`.
 
@@ -86,7 +97,7 @@ def sample_in_order(
     """
     counts = parts(steps, order, audio_steps)
     between = [intervals(solver, count) for count in counts]
-    times = [timesteps(n, ratio) for n in between] if schedule is None else schedule(between)
+    times = shifted_timesteps(between, ratio, redraw) if schedule is None else schedule(between)
     held = None
     if order == "together" and audio_steps is not None and audio_steps != steps:
         held = (nodes(steps, counts[0]), nodes(audio_steps, counts[0]))
@@ -107,7 +118,9 @@ def sample_in_order(
     )
     if len(counts) == 1:
         return made
-    first = counts[0]
+    first, begin = counts[0], times[1][0]
+    if float(begin) < NUM_TIMESTEPS:
+        video = add_noise(made[0], video, begin.to(video.device).expand(len(video)))
     return sample(
         model,
         video,

@@ -5,8 +5,9 @@
   (:func:`javis.flow.timestep_ratio`).
 - "fitted": lists of timesteps from the checkpoint's settings, made for it by ``javis fit-schedule``.
 
-A solution has one or two parts (:func:`javis.sample.parts`), each with timesteps from 1000 down; the last interval of
-each ends at 0.
+A solution has one or two parts (:func:`javis.sample.parts`), with timesteps from 1000 down; the last interval of
+each ends at 0. The second part may begin lower, from the picture of the first one
+(:func:`javis.sample.sample_in_order`).
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ import torch
 from torch import Tensor
 
 from javis.errors import UsageError
-from javis.flow import NUM_TIMESTEPS, timestep_ratio, timesteps
-from javis.sample.order import Order
+from javis.flow import NUM_TIMESTEPS, timestep_ratio
+from javis.sample.order import Order, shifted_timesteps
 from javis.sampler_options import SamplerOptions
 
 FITTED = "fitted"  # the name of the lists in the checkpoint's "sampling": {order: {intervals joined by "+": [[t], ..]}}
@@ -53,7 +54,7 @@ def schedule_of(
     if name == FITTED:
         return lambda counts: fitted_timesteps(sampling.get(FITTED), order, counts)
     ratio = ratio_of(sampling, options, height=height, width=width, frames=frames)
-    return lambda counts: [timesteps(count, ratio) for count in counts]
+    return lambda counts: shifted_timesteps(counts, ratio, options.redraw)
 
 
 def ratio_of(sampling: Mapping[str, Any], options: SamplerOptions, *, height: int, width: int, frames: int) -> float:
@@ -90,16 +91,19 @@ def fitted_timesteps(fitted: Any, order: Order, counts: Sequence[int]) -> list[T
             "'javis fit-schedule' makes them; or choose schedule 'uniform' or 'official'"
         )
     found = lists[key]
-    if not isinstance(found, list) or [len(part) for part in found] != list(counts) or not all(map(usable, found)):
+    fits = isinstance(found, list) and [len(part) for part in found] == list(counts)
+    if not fits or not usable(found[0]) or not all(usable(part, redrawn=True) for part in found[1:]):
         raise UsageError(
             f"the checkpoint's fitted timesteps for {key} intervals are unusable; expected lists of so many numbers "
-            "that decrease from 1000 and stay above 0; make them again with 'javis fit-schedule'"
+            "that decrease from 1000 (the second list also from less) and stay above 0; make them again with "
+            "'javis fit-schedule'"
         )
     return [torch.tensor(part, dtype=torch.float32) for part in found]
 
 
-def usable(times: Sequence[Any]) -> bool:
-    """Whether these are decreasing timesteps from 1000, all above 0."""
+def usable(times: Sequence[Any], *, redrawn: bool = False) -> bool:
+    """Whether these are decreasing timesteps from 1000 (``redrawn``: or from less), all above 0."""
     if not times or not all(isinstance(t, (int, float)) and math.isfinite(t) for t in times):
         return False
-    return times[0] == NUM_TIMESTEPS and all(a > b for a, b in zip(times, [*times[1:], 0.0], strict=True))
+    begins = times[0] == NUM_TIMESTEPS or (redrawn and times[0] < NUM_TIMESTEPS)
+    return begins and all(a > b for a, b in zip(times, [*times[1:], 0.0], strict=True))
