@@ -16,7 +16,7 @@ from javis.frame_size import FrameSize, frame_size
 from javis.model.codecs import VideoCodec
 from javis.requests import MAX_PROMPT, MAX_STEPS
 from javis.sample import Guidance, GuidancePlan, Order, parts
-from javis.sample.schedules import FITTED, fitted_timesteps, has_fit
+from javis.sample.schedules import FITTED, fitted_first_part, fitted_timesteps, has_fit
 from javis.sample.solvers import intervals
 from javis.sampler_options import SamplerKeywords, SamplerOptions, check_sampler
 from javis.variants import TEACHER, Choice, choose_variant, variant_sampling
@@ -131,12 +131,15 @@ def check_settings(
 def sampler_of(sampling: Mapping[str, Any], given: Mapping[str, Any], *, steps: int, order: Order) -> SamplerOptions:
     """The sampler's options for so many steps (:func:`javis.sampler_options.check_sampler`).
 
-    A checkpoint whose own schedule is "fitted" has the other one for steps to which none was fitted.
+    A checkpoint whose own schedule is "fitted" has the other one for steps to which none was fitted, and divides its
+    steps between sound and picture as they were fitted.
 
     Raises:
         UsageError: an unusable option, or fitted timesteps were asked for and there are none for these steps.
     """
     options = check_sampler(given, sampling, steps=steps, order=order)
+    if options.schedule == FITTED and options.audio_steps is None and options.solver == "euler":
+        options = replace(options, audio_steps=fitted_first_part(sampling, order, steps))
     if options.schedule == FITTED:
         counts = [intervals(options.solver, count) for count in parts(steps, order, options.audio_steps)]
         if given.get("schedule") is None and not has_fit(sampling, order, counts):

@@ -76,6 +76,15 @@ def has_fit(sampling: Mapping[str, Any], order: Order, counts: Sequence[int]) ->
     return isinstance(fitted, Mapping) and fitted_key(counts) in fitted.get(order, {})
 
 
+def fitted_first_part(sampling: Mapping[str, Any], order: Order, steps: int) -> int | None:
+    """Intervals of the first part in the fit for ``steps`` intervals in two parts, if there is exactly one such fit."""
+    fitted = sampling.get(FITTED)
+    keys = fitted.get(order, {}) if isinstance(fitted, Mapping) else {}
+    parts = [key.split("+") for key in keys]
+    first = [int(p[0]) for p in parts if len(p) == 2 and all(n.isdigit() for n in p) and sum(map(int, p)) == steps]
+    return first[0] if len(first) == 1 else None
+
+
 def fitted_timesteps(fitted: Any, order: Order, counts: Sequence[int]) -> list[Tensor]:
     """The timesteps that were fitted for parts of so many intervals.
 

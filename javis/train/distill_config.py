@@ -8,13 +8,17 @@ with toy components and says what it costs.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
 from javis.errors import UsageError
 from javis.train.config import StageConfig
 
-Method = Literal["guidance", "reflow", "shortcut"]
+Method = Literal["guidance", "reflow", "shortcut", "dmd"]
+WITH_GRADIENT = 2  # last evaluations of a rollout through which the gradient of distribution matching goes
+FOUR_STEPS = "1000,900,750/947.37"
+EIGHT_STEPS = "1000,980,947.37,900,750/947.37,900,750"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +30,10 @@ class DistillConfig:
     out: Path = Path("runs/distill")
     """Everything the run writes. A killed run goes on where it stopped."""
     method: Method = "reflow"
-    """guidance: guided velocity in one evaluation; reflow: piecewise rectified flow; shortcut: self-consistency."""
+    """guidance: guided velocity in one evaluation; reflow: piecewise rectified flow; shortcut: self-consistency;
+    dmd: distribution matching of whole rollouts, from a student of one of the others (--init)."""
+    init: Path | None = None
+    """Folder of a finished student to begin with, such as runs/distill/reflow (default: the teacher)."""
     captions: Path | None = None
     """Text file, one caption a line (default: captions of the built-in world)."""
     resolution: str | None = None
@@ -45,6 +52,16 @@ class DistillConfig:
     """Steps in which the student must be able to make a part: 2 for a clip of 4 steps with the sound first."""
     window_shares: tuple[float, ...] = (0.35, 0.5, 0.15)
     """How often each of --windows is trained."""
+    paths: tuple[str, ...] = (FOUR_STEPS, EIGHT_STEPS)
+    """dmd: timesteps of the student's evaluations, parts of a clip separated by "/"; they go into its settings."""
+    path_shares: tuple[float, ...] = (0.6, 0.4)
+    """How often each of --paths is trained."""
+    critic_rate: float = 3.0
+    """dmd: learning rate of the critic, as a multiple of the student's."""
+    critic_warmup: int = 60
+    """Steps in which the critic alone learns, first."""
+    reflow_weight: float = 0.5
+    """dmd: weight of the reflow loss beside it, on half as many clips."""
     guidance: tuple[float, float] = (2.5, 2.5)
     """Range of the teacher's guidance of the picture; the student takes the scale as input."""
     audio_guidance: tuple[float, float] = (4.0, 4.0)
@@ -84,6 +101,10 @@ class DistillConfig:
             raise UsageError(f"window_shares needs {len(self.windows)} shares that are not negative")
         if self.method == "shortcut" and sorted(self.windows) != [1 << i for i in range(len(self.windows))]:
             raise UsageError(f"the shortcut halves its steps: windows must be 1, 2, 4, ..., got {self.windows}")
+        for path in self.paths:
+            parse_path(path)
+        if len(self.path_shares) != len(self.paths) or min(self.path_shares) < 0 or sum(self.path_shares) <= 0:
+            raise UsageError(f"path_shares needs {len(self.paths)} shares that are not negative")
         for name, (low, high) in (("guidance", self.guidance), ("audio_guidance", self.audio_guidance)):
             if not 0 <= low <= high <= 100:
                 raise UsageError(f"{name} must be a range within 0..100, got {low} {high}")
@@ -92,7 +113,30 @@ class DistillConfig:
         if self.processes < 1 or self.batch % self.processes:
             raise UsageError(f"batch {self.batch} must be a multiple of processes {self.processes}")
 
+        for name, value in (("critic_rate", self.critic_rate), ("reflow_weight", self.reflow_weight)):
+            if not 0 <= value <= 1000:
+                raise UsageError(f"{name} must be a number from 0 to 1000, got {value}")
+
     @property
     def states(self) -> int:
         """States of a part that are recorded: at both ends of the shortest windows."""
         return max(self.windows) + 1
+
+
+def parse_path(text: str) -> list[list[float]]:
+    """Timesteps of each part of a clip from text such as "1000,900,750/947.37".
+
+    Raises:
+        UsageError: not one or two lists of timesteps that decrease and stay above 0, the first from 1000.
+    """
+    try:
+        parts = [[float(t) for t in part.split(",")] for part in text.split("/")]
+    except ValueError:
+        parts = []
+    falling = all(a > b > 0 for part in parts for a, b in pairwise(part)) and all(part[-1] > 0 for part in parts)
+    if len(parts) not in (1, 2) or not falling or parts[0][0] != 1000 or parts[-1][0] > 1000:
+        raise UsageError(
+            "a path is a list of timesteps for each part, such as 1000,900,750/947.37: decreasing, above 0, the first "
+            f"list from 1000; got {text!r}"
+        )
+    return parts

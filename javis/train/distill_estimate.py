@@ -5,10 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from javis.plan import TFLOPS, PlanArgs, plan
-from javis.train.distill_config import DistillConfig
+from javis.train.distill_config import WITH_GRADIENT, DistillConfig, parse_path
 
 # Evaluations of a model, per sample of training: the student's forward and backward pass count three.
 _TRAINING = {"reflow": 3, "guidance": 3 + 2, "shortcut": 3 + 2 + 2}
+
+
+def _evaluations(config: DistillConfig, parts: int) -> float:
+    """Per sample of training. Of dmd: the rollout (backward through its last evaluations), the drafts of a second part
+    before it, teacher and critic beside it, the critic's own step, and half a sample of reflow."""
+    if config.method != "dmd":
+        return _TRAINING[config.method]
+    shares = [share / sum(config.path_shares) for share in config.path_shares]
+    rollout = 0.0
+    for share, path in zip(shares, map(parse_path, config.paths), strict=True):
+        counts = [len(part) for part in path][:parts]
+        for number, count in enumerate(counts):
+            forward = count + sum(counts[:number])
+            rollout += share / len(counts) * (forward + 2 * min(count, WITH_GRADIENT))
+    return rollout + 2 + 1 + 3 + (1.5 if config.reflow_weight else 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,5 +64,5 @@ def estimate(config: DistillConfig, *, model: str = "official", parts: int = 1, 
     )
     forward = facts["tflop_per_step"]["total"] / 1e3
     recording = forward * config.clips * parts * config.teacher_steps * 2
-    training = forward * config.stage.steps * config.batch * _TRAINING[config.method]
+    training = forward * config.stage.steps * config.batch * _evaluations(config, parts)
     return Estimate(recording_pflop=recording, training_pflop=training, tflops=tflops)

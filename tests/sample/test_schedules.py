@@ -52,6 +52,28 @@ def test_fitted_timesteps_come_from_the_checkpoint() -> None:
         get({}, schedule="fitted")
 
 
+def test_a_fit_divides_the_steps_and_may_begin_its_second_part_from_the_draft() -> None:
+    lists = {
+        "3+1": [[1000.0, 900.0, 750.0], [947.0]],
+        "5+3": [[1000.0, 990.0, 950.0, 900.0, 750.0], [947.0, 900.0, 750.0]],
+    }
+    sampling = {"steps": 4, "order": "sound_first", "schedule": "fitted", "fitted": {"sound_first": lists}}
+    for steps, first in ((4, 3), (8, 5), (6, None)):
+        assert sampler_of(sampling, {}, steps=steps, order="sound_first").audio_steps == first
+    assert sampler_of(sampling, {}, steps=4, order="together").audio_steps is None
+    assert sampler_of(sampling, {"audio_steps": 2}, steps=4, order="sound_first").audio_steps == 2
+    assert sampler_of(sampling, {"schedule": "uniform"}, steps=4, order="sound_first").audio_steps is None
+    assert [t.tolist() for t in get(sampling, (3, 1), schedule="fitted")] == lists["3+1"]
+    both = {"fitted": {"sound_first": lists | {"2+2": [[1000.0, 900.0], [1000.0, 900.0]]}}, "schedule": "fitted"}
+    assert sampler_of(both, {}, steps=4, order="sound_first").audio_steps is None  # which of the two is not said
+
+
+def test_redrawing_begins_the_second_part_lower() -> None:
+    first, second = get({"timestep_ratio": 9.0}, (2, 2), redraw=900.0)
+    assert first.tolist() == pytest.approx([1000, 900])
+    assert second.tolist() == pytest.approx([900, 9000 * 0.25 / (1 + 8 * 0.25)])  # 900 is halfway: u = 0.5
+
+
 def test_a_checkpoint_that_was_fitted_can_be_asked_for_other_steps() -> None:
     sampling = {"steps": 4, "schedule": "fitted", "fitted": {"together": {"4": [[1000.0, 800.0, 500.0, 100.0]]}}}
     assert sampler_of(sampling, {}, steps=4, order="together").schedule == "fitted"

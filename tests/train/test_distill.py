@@ -18,9 +18,9 @@ from javis.model.dit import Velocity
 from javis.plan import PlanArgs, plan
 from javis.train import distill, trajectories
 from javis.train.config import StageConfig
-from javis.train.distill import Lessons, Task, student_of
 from javis.train.distill_config import DistillConfig
 from javis.train.distill_estimate import estimate
+from javis.train.distill_lessons import Lessons, Task, student_of
 from javis.train.stages import learning_rate
 from javis.train.trajectories import Trajectories, conditioning, guidance_of, read_captions, record, seed_of
 
