@@ -60,7 +60,7 @@ def segment_windows(
     duration = min(n_frames / fps, n_samples / rate)
     if duration <= seconds + 1e-9:
         return Windows([(0, n_frames)], [(0, n_samples)])
-    starts = list(np.arange(0.0, duration - seconds + 1e-9, seconds - overlap))
+    starts: list[float] = np.arange(0.0, duration - seconds + 1e-9, seconds - overlap).tolist()
     if starts[-1] + seconds < duration - 1e-6:
         starts.append(duration - seconds)
     return Windows(_cut(starts, seconds, fps, n_frames), _cut(starts, seconds, rate, n_samples))
