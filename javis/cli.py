@@ -192,6 +192,10 @@ COMMANDS: dict[str, Command] = {
         "which asynchronous twins of clips a prior estimator tells apart",
         _from("javis.eval.negatives_command:EvalNegativesArgs"),
     ),
+    "eval javisbench": Command(
+        "JavisBench's metrics on samples of its prompts, by category",
+        _from("javis.eval.javisbench.command:JavisBenchArgs"),
+    ),
     "eval gate": Command(
         "does a checkpoint still do what was recorded of it", _from("javis.eval.gate_command:EvalGateArgs")
     ),
@@ -200,7 +204,6 @@ COMMANDS: dict[str, Command] = {
 
 # What the design names, but this version does not have.
 LATER: dict[str, str] = {
-    "eval javisbench": "the evaluation harness (issue 8)",
     "bench ladder": "the latency ladder (issue 4)",
 }
 
