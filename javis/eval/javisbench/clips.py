@@ -9,7 +9,7 @@ from typing import Any
 from javis.eval.javisbench.config import Progress
 from javis.eval.javisbench.embed import TEXT_PARTS
 from javis.eval.javisbench.layouts import Sample
-from javis.eval.javisbench.measure import CLIP, PEAKS, SYNC, Options, Task, measure
+from javis.eval.javisbench.measure import FACTS, PEAKS, SYNC, Options, Task, measure
 from javis.eval.javisbench.prompts import Problems
 from javis.eval.javisbench.store import Measured, Store, identity_of
 
@@ -44,11 +44,11 @@ class StoredClip(Mapping[str, Measured]):
     @property
     def faults(self) -> Mapping[str, str]:
         """What is wrong with the clip, kind -> reason; of one that was not measured, that."""
-        return self[CLIP].facts["faults"] if CLIP in self else {"not measured": ""}
+        return self[FACTS].facts["faults"] if FACTS in self else {"not measured": ""}
 
     @property
     def is_readable(self) -> bool:
-        return CLIP in self and "unreadable" not in self.faults
+        return FACTS in self and "unreadable" not in self.faults
 
 
 @dataclass(frozen=True)
@@ -119,12 +119,12 @@ class Measuring:
 def _collect(clip: StoredClip, problems: Problems) -> None:
     """Faults of the clip, and extractors that could do nothing with it."""
     name = clip.sample.name
-    if CLIP not in clip:
+    if FACTS not in clip:
         if name not in problems.found.get("not measured", {}):
             problems.add("not measured", name, "its file is gone or cannot be read")
         return
     for kind, reason in clip.faults.items():
         problems.add(kind, name, reason)
     for part in clip if clip.is_readable else ():
-        if part not in (CLIP, SYNC, PEAKS) and "missing" in clip[part].facts:
+        if part not in (FACTS, SYNC, PEAKS) and "missing" in clip[part].facts:
             problems.add(f"no {part} features", name, clip[part].facts["missing"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -87,7 +88,7 @@ def main(args: JavisBenchArgs) -> None:
     from javis.eval.javisbench.harness import evaluate
     from javis.eval.javisbench.measure import Options
     from javis.eval.javisbench.page import page
-    from javis.eval.javisbench.text import latex, render
+    from javis.eval.javisbench.text import WIDTH, latex, render
 
     prompts = SAMPLE_PROMPTS if args.prompts == Path("sample") and not args.prompts.exists() else args.prompts
     options = Options(
@@ -118,7 +119,7 @@ def main(args: JavisBenchArgs) -> None:
     write_text(out / "results.json", json.dumps(found.results, indent=1) + "\n")
     if args.append is not None:
         _append(args.append, found.results)
-    render(found.results, Console())
+    render(found.results, Console() if sys.stdout.isatty() else Console(width=WIDTH))
     output().print(f"{out / 'results.html'}, results.json, results.tex")
 
 

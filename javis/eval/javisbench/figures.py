@@ -76,7 +76,7 @@ def derangements(count: int, seed: int = 0) -> list[np.ndarray]:
     order = np.random.default_rng(seed).permutation(count)
     found = []
     for shift in range(1, min(max(1, min(8, 2000 // max(1, count))), count - 1) + 1):
-        other = np.empty(count, dtype=int)
+        other: np.ndarray = np.empty(count, dtype=int)
         other[order] = np.roll(order, shift)
         found.append(other)
     return found

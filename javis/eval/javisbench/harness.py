@@ -18,7 +18,7 @@ from javis.eval.javisbench.config import Config, Progress
 from javis.eval.javisbench.embed import Skipped, find
 from javis.eval.javisbench.figures import distance_figure, score_clips
 from javis.eval.javisbench.layouts import Sample, samples_of_prompts, samples_of_tree
-from javis.eval.javisbench.measure import CLIP, PEAKS, SYNC
+from javis.eval.javisbench.measure import FACTS, PEAKS, SYNC
 from javis.eval.javisbench.metrics import BY_NAME, METRICS, Metric
 from javis.eval.javisbench.prompts import Problems, read_prompts
 from javis.eval.javisbench.real_clips import measure_folder, world_distance, world_gaussian
@@ -114,7 +114,7 @@ def _chosen(names: Sequence[str]) -> list[Metric]:
 
 def _parts(chosen: Iterable[Metric], config: Config) -> tuple[tuple[str, ...], dict[str, str], dict[str, str]]:
     """Parts that can be measured, the hash of each extractor's weights, and why metrics are skipped."""
-    parts, hashes = [CLIP], {}
+    parts, hashes = [FACTS], {}
     skipped: dict[str, str] = {}
     for metric in chosen:
         if metric.needs_text and config.prompts is None:
@@ -181,21 +181,27 @@ def _scores(
     if not scores.defined.any():
         if metric.needs_world:
             return "needs prompts in the words of the built-in world"
-        return f"no clip has what it needs: {_why_undefined(metric, clips[0])}"
-    if not metric.needs_world:
-        for index in np.flatnonzero(~scores.defined):
-            problems.add(f"no {metric.label}", clips[index].sample.name, _why_undefined(metric, clips[index]))
+        return f"undefined for all clips; the first: {_why_undefined(metric, clips[0]) or 'nothing to compare'}"
+    for index in np.flatnonzero(~scores.defined).tolist():
+        why = _why_undefined(metric, clips[index])
+        if why is not None and not metric.is_detail:
+            problems.add(f"no {metric.label}", clips[index].sample.name, why)
     tables: dict[str, dict[str, Any]] = {}
     for aspect, category, members in groups:
         tables.setdefault(aspect, {})[category] = scores.figure(members)
     return scores.figure(np.arange(len(clips))), tables
 
 
-def _why_undefined(metric: Metric, clip: StoredClip) -> str:
+def _why_undefined(metric: Metric, clip: StoredClip) -> str | None:
+    """Why a clip has no figure; None if it should have none, or what is wrong with the clip says it already."""
+    if metric.may_lack or (metric.part in clip and clip[metric.part].facts.get("sources") == []):
+        return None  # the text describes nothing that is both seen and heard
+    if "no sound" in clip.faults or "too few frames" in clip.faults:
+        return None
     if metric.part not in clip:
         return "not measured"
     missing = clip[metric.part].facts.get("missing")
-    return str(missing) if missing is not None else "nothing to compare in this clip"
+    return str(missing) if missing is not None else "no event seen or heard"
 
 
 def _distances(
@@ -271,7 +277,7 @@ def _comparison(
 def _fingerprint(
     clips: Sequence[StoredClip], config: Config, hashes: Mapping[str, str], reference: Reference | None
 ) -> dict[str, Any]:
-    facts = [clip[CLIP].facts for clip in clips]
+    facts = [clip[FACTS].facts for clip in clips]
 
     def spread(values: Iterable[Any]) -> Any:
         """One value, a few, or the smallest and the largest of many."""

@@ -18,7 +18,7 @@ from javis.errors import FailedError, UsageError
 from javis.eval.javisbench.store import Measured, Store
 from javis.eval.metrics.protocol import MetricProtocol
 
-CLIP, SYNC, PEAKS = "clip", "sync", "peaks"  # parts that need no extractor
+FACTS, SYNC, PEAKS = "facts", "sync", "peaks"  # parts that need no extractor
 LEAST_FRAMES = 3  # of anything that has to do with motion
 SILENCE = 1e-4  # largest sample, -80 dB of full scale
 FLAT = 1.0  # spread of a channel over the pixels of all frames, of 255
@@ -69,7 +69,7 @@ def measure(task: Task) -> str:
     store = Store(task.folder)
     facts, clip = _decode(task)
     for part, identity in task.parts:
-        if part == CLIP:
+        if part == FACTS:
             found = Measured(facts)
         elif clip is None:
             found = Measured({"missing": facts["faults"]["unreadable"]})

@@ -1,7 +1,7 @@
 """The metrics of JavisBench and those that need no weights: what each is computed from, and how its figure is made.
 
 The arithmetic is that of `javis.eval.metrics`; here it is applied to the stored parts of clips. A score takes two
-clips, the picture of the first and the sound (or the text) of the second. They are the same but for the shuffled control.
+clips, the picture of the first and the sound (or the text) of the second, which are one but for the shuffled control.
 """
 
 from __future__ import annotations
@@ -53,6 +53,8 @@ class Metric:
     shuffles: bool = True
     needs_text: bool = False
     needs_world: bool = False  # text in the words of the built-in world
+    may_lack: bool = False  # a clip without it is none to complain of
+    is_detail: bool = False  # beside another one; not in tables of categories
 
 
 def _mean(value: float | None) -> Counts | None:
@@ -192,12 +194,13 @@ METRICS: tuple[Metric, ...] = (
     Metric("av_align", "AV-Align", PEAKS, "higher", "peaks of motion energy and of sound", peaks_align),
     *(
         Metric(f"event_f1_{1000 * tolerance:g}ms", f"F1@{1000 * tolerance:g}", SYNC, "higher",
-               f"events seen and heard within {1000 * tolerance:g} ms", partial(event_f1, tolerance))
+               f"events seen and heard within {1000 * tolerance:g} ms", partial(event_f1, tolerance),
+               is_detail=tolerance != PRIMARY)
         for tolerance in sorted(TOLERANCES, key=lambda t: (t != PRIMARY, t))
     ),
-    Metric("offset_ms", "Offset", SYNC, "lower", "mean absolute offset of matched events, ms", offset),
+    Metric("offset_ms", "Offset", SYNC, "lower", "mean absolute offset of matched events, ms", offset, may_lack=True),
     Metric("caption", "Caption", SYNC, "higher", "named attributes that the clip has", caption, shuffles=False,
-           needs_world=True),
+           needs_world=True, may_lack=True),
     Metric("builtin_picture", "FD-picture", "builtin", "lower", "Frechet distance of the built-in picture features",
            distance=frechet_distance, kind="video"),
     Metric("builtin_sound", "FD-sound", "builtin", "lower", "Frechet distance of the built-in sound features",

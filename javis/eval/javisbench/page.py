@@ -15,7 +15,7 @@ from javis.eval.javisbench.clips import StoredClip
 from javis.eval.javisbench.harness import Evaluated
 from javis.eval.javisbench.measure import SYNC
 from javis.eval.javisbench.metrics import BY_NAME
-from javis.eval.javisbench.text import by_aspect, interval, notes, number
+from javis.eval.javisbench.text import by_aspect, in_categories, interval, notes, number, value_of
 
 SHOWN = 24  # clips with pictures
 FRAMES, HEIGHT = 8, 64  # of a strip; pixels
@@ -66,11 +66,11 @@ def _figures(results: Mapping[str, Any]) -> str:
         arrow = "&uarr;" if figure["better"] == "higher" else "&darr;"
         cells = [
             f"<td>{escape(figure['label'])} {arrow}",
-            f"<td>{number(figure['value'], name)}",
+            f"<td>{value_of(figure, name)}",
             f"<td>{interval(figure, name)}",
             f"<td>{number(figure['shuffled'], name)}",
             f"<td>{figure['n']}",
-            f"<td class=text>{escape('; '.join(filter(None, (figure['about'], notes(figure)))))}",
+            f"<td class=text>{escape('; '.join(filter(None, (figure['about'], notes(figure, name)))))}",
         ]
         rows.append("<tr>" + "".join(cells))
     header = "<tr><th>metric<th>value<th>95 % interval<th>shuffled<th>clips<th class=text>what"
@@ -92,7 +92,7 @@ def _skipped(skipped: Mapping[str, str]) -> str:
 
 def _categories(results: Mapping[str, Any]) -> str:
     tables = by_aspect(results)
-    names = [name for name in results["figures"] if results["categories"].get(name)]
+    names = in_categories(results)
     if not tables or not names:
         return ""
     rows = []
@@ -101,7 +101,7 @@ def _categories(results: Mapping[str, Any]) -> str:
         for category, found in categories.items():
             clips = max(figure["n"] for figure in found.values())
             cells = "".join(
-                f"<td title='{interval(found[name], name)}'>{number(found[name]['value'], name)}" if name in found
+                f"<td title='{interval(found[name], name)}'>{value_of(found[name], name)}" if name in found
                 else "<td>-"
                 for name in names
             )  # fmt: skip
@@ -180,7 +180,8 @@ def _clips(clips: Sequence[StoredClip]) -> str:
     order = sorted(range(len(clips)), key=lambda i: (_agreement(clips[i]), i))
     said = f"{len(clips)} clips, those that agree least first."
     if len(order) > SHOWN:
-        order = order[: SHOWN // 2] + order[-SHOWN // 2 :]
+        compared = [i for i in order if _agreement(clips[i]) <= 1] or order
+        order = compared[: SHOWN // 2] + compared[SHOWN // 2 :][-SHOWN // 2 :]
         said = f"The {SHOWN // 2} clips that agree least and the {SHOWN // 2} that agree most."
     legend = "Blue above the line: seen; orange below it: heard."
     return f"<h2>Clips</h2><p class=small>{said} {legend}</p>{''.join(_clip(clips[i]) for i in order)}"
@@ -188,7 +189,7 @@ def _clips(clips: Sequence[StoredClip]) -> str:
 
 def _agreement(clip: StoredClip) -> float:
     f1 = clip[SYNC].facts.get("f1", {}).get("62.5") if SYNC in clip else None
-    return -1.0 if f1 is None else float(f1)
+    return 2.0 if f1 is None else float(f1)  # what has no events to compare comes last
 
 
 def _clip(clip: StoredClip) -> str:

@@ -12,7 +12,7 @@ from javis.eval import frechet, frechet_features
 from javis.eval.javisbench.clips import Measuring
 from javis.eval.javisbench.config import Progress
 from javis.eval.javisbench.layouts import DataSet, samples_of_tree
-from javis.eval.javisbench.measure import CLIP
+from javis.eval.javisbench.measure import FACTS
 from javis.eval.javisbench.metrics import Metric
 from javis.eval.javisbench.prompts import Problems
 from javis.eval.javisbench.references import Reference
@@ -32,7 +32,7 @@ def measure_folder(
         UsageError: no such folder, or no clip below it.
     """
     taxonomy, samples = samples_of_tree(folder, layout)
-    parts = (CLIP, *dict.fromkeys(metric.part for metric in metrics))
+    parts = (FACTS, *dict.fromkeys(metric.part for metric in metrics))
     store = Store(like.store.folder / "reference")
     troubles = Problems()
     clips = replace(like, store=store, parts=parts)(samples, troubles, progress)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from javis.eval.javisbench.metrics import METRICS
+from javis.eval.javisbench.metrics import BY_NAME
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -15,6 +15,8 @@ DIGITS = {"fvd": 1, "kvd": 2, "fad": 2, "offset_ms": 1, "builtin_picture": 2, "b
 PAPER = ("fvd", "kvd", "fad", "ib_tv", "ib_ta", "clip", "clap", "ib_av", "cavp", "avh_score", "javis_score", "desync")
 OURS = ("av_align", "event_f1_62.5ms", "offset_ms", "caption")
 LISTED = 3  # names of each kind of problem on a terminal
+DAGGER = "†"  # after a distance of fewer clips than dimensions
+WIDTH = 150  # of tables that go to a file
 
 
 def number(value: float | None, name: str) -> str:
@@ -29,18 +31,30 @@ def interval(figure: Mapping[str, Any], name: str) -> str:
     return f"[{number(figure['low'], name)}, {number(figure['high'], name)}]"
 
 
-def notes(figure: Mapping[str, Any]) -> str:
+def notes(figure: Mapping[str, Any], name: str) -> str:
     """What a reader has to know of a figure, beside its interval."""
     said = []
     if figure.get("corrected") is not None:
-        said.append("interval of the value without its bias of few clips")
+        said.append(f"{number(figure['corrected'], name)} without the bias of few clips, and its interval")
     if figure.get("rank_deficient"):
-        said.append("fewer clips than dimensions")
+        said.append(f"{DAGGER} fewer clips than dimensions")
     return "; ".join(said)
+
+
+def value_of(figure: Mapping[str, Any], name: str) -> str:
+    """The value, with a mark if it is of too few clips."""
+    return number(figure["value"], name) + (DAGGER if figure.get("rank_deficient") else "")
+
+
+def in_categories(results: Mapping[str, Any]) -> list[str]:
+    """Names of the metrics that tables of categories have as columns."""
+    return [name for name in results["figures"] if results["categories"].get(name) and not BY_NAME[name].is_detail]
 
 
 def render(results: Mapping[str, Any], console: Console) -> None:
     """Figures, tables of categories, what was skipped and what was wrong."""
+    from rich import box
+    from rich.markup import escape
     from rich.table import Table
 
     fingerprint = results["fingerprint"]
@@ -48,20 +62,24 @@ def render(results: Mapping[str, Any], console: Console) -> None:
         f"{results['name']}: {results['evaluated']} of {results['asked']} samples, protocol {fingerprint['protocol']}, "
         f"fingerprint {fingerprint['id']}"
     )
-    table = Table("metric", "", "value", "95 %", "shuffled", "n", "note", title="All clips", title_justify="left")
+    table = Table("metric", "better", "value", "95 %", "shuffled", "clips", "note", box=box.SIMPLE_HEAD)
     for name, figure in results["figures"].items():
-        arrow = "higher" if figure["better"] == "higher" else "lower"
         shuffled = number(figure["shuffled"], name)
-        table.add_row(figure["label"], arrow, number(figure["value"], name), interval(figure, name), shuffled,
-                      str(figure["n"]), notes(figure))  # fmt: skip
+        cells = (value_of(figure, name), interval(figure, name), shuffled, str(figure["n"]), notes(figure, name))
+        table.add_row(figure["label"], figure["better"], *cells)
     console.print(table)
-    for aspect, categories in by_aspect(results).items():
-        shown = [name for name in results["figures"] if any(name in found for found in categories.values())]
-        table = Table(aspect, *(results["figures"][name]["label"] for name in shown), title_justify="left")
-        for category, found in categories.items():
-            cells = [number(found[name]["value"], name) if name in found else "-" for name in shown]
-            most = max((figure["n"] for figure in found.values()), default=0)
-            table.add_row(f"{category} ({most})", *cells)
+    names = in_categories(results)
+    if names:
+        table = Table("category", "clips", box=box.SIMPLE_HEAD)
+        for name in names:
+            table.add_column(results["figures"][name]["label"], justify="right", no_wrap=True)
+        for aspect, categories in by_aspect(results).items():
+            table.add_section()
+            table.add_row(f"[bold]{escape(aspect)}[/bold]")
+            for category, found in categories.items():
+                most = max((figure["n"] for figure in found.values()), default=0)
+                values = [value_of(found[name], name) if name in found else "-" for name in names]
+                table.add_row(f"  {escape(category)}", str(most), *values)
         console.print(table)
     for name, reason in results["skipped"].items():
         console.print(f"skipped {name}: {reason}", soft_wrap=True, markup=False, highlight=False)
@@ -89,9 +107,9 @@ def by_aspect(results: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]
 
 def latex(results: Mapping[str, Any]) -> str:
     """A row of a LaTeX table, with its columns in a comment above; "--" for what was skipped."""
-    labels = {metric.name: (metric.label, metric.better) for metric in METRICS}
     columns = [*PAPER, *(name for name in OURS if name in results["figures"])]
-    head = " & ".join(f"{labels[c][0]} $\\{'up' if labels[c][1] == 'higher' else 'down'}arrow$" for c in columns)
+    arrows = {"higher": r"$\uparrow$", "lower": r"$\downarrow$"}
+    head = " & ".join(f"{BY_NAME[name].label} {arrows[BY_NAME[name].better]}" for name in columns)
     cells = []
     for name in columns:
         figure = results["figures"].get(name)
