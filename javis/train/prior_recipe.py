@@ -54,6 +54,8 @@ class PriorRecipe(EngineConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.sequence_parallel > 1:
+            raise UsageError("the estimator of priors has few tokens, which no processes share; use sequence_parallel 1")
         for name in ("clips", "batch", "processes"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}")

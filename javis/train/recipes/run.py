@@ -17,7 +17,7 @@ from javis.components import choose_device
 from javis.console import output
 from javis.data.shards import is_sharded
 from javis.errors import UsageError
-from javis.parallel.ranks import Rank, rank_from_env
+from javis.parallel.ranks import Rank, data_place, rank_from_env
 from javis.pipeline import JavisPipeline
 from javis.train.engine import BatchSource, Trainer
 from javis.train.recipes.config import Draws, FlowRecipe
@@ -63,14 +63,17 @@ def prepared(recipe: FlowRecipe) -> Iterator[Stage]:
     model = training_model(pipe, recipe)
     task = FlowTask(model, recipe.stage)
     with contextlib.ExitStack() as stack:
-        source, captions = make_source(recipe, pipe, place, stack)
+        source, captions = make_source(recipe, pipe, data_place(place, recipe.sequence_parallel), stack)
         yield Stage(recipe, pipe, task, source, list(recipe.prompts) or captions, place)
 
 
 def make_source(
     recipe: FlowRecipe, pipe: JavisPipeline, place: Rank, stack: contextlib.ExitStack
 ) -> tuple[BatchSource, list[str]]:
-    """The batches of this process, and two captions of the data.
+    """The batches of a share of the data, and two captions of the data.
+
+    Args:
+        place: of the share among all (:func:`javis.parallel.ranks.data_place`).
 
     Raises:
         UsageError: data that is not there, is not usable or does not fit the checkpoint.
@@ -127,7 +130,7 @@ def watchers(stage: Stage) -> list[Watcher]:
     samples = Samples(
         pipe, Path(recipe.out) / "samples", stage.prompts, every=recipe.sample_every, board=board, options=options
     )
-    clips = recipe.batch * recipe.accumulation * place.world
+    clips = recipe.batch * recipe.accumulation * data_place(place, recipe.sequence_parallel).world
     return [Progress(f"{recipe.stage} stage", recipe.steps, clips), board, samples, export]
 
 
