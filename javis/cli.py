@@ -199,6 +199,10 @@ COMMANDS: dict[str, Command] = {
     "eval gate": Command(
         "does a checkpoint still do what was recorded of it", _from("javis.eval.gate_command:EvalGateArgs")
     ),
+    "eval experiments": Command(
+        "do priors matter, what does attention see, and more (docs/experiments.md)",
+        _from("javis.eval.experiments.command:ExperimentsArgs"),
+    ),
     "bench kernels": Command("microbenchmarks of the ops", _bench_kernels),
 }
 
