@@ -277,11 +277,11 @@ def section(row: Row) -> str:
     ]
     return (
         f'{row["count"]} clips of a kind, captions "... on the left" and "... on the right" in turn. Noised clips: '
-        f"world clips at timesteps {', '.join(f'{t:g}' for t in LEVELS)}, exact truth; generated: {row['steps']} steps, "
-        "truth from the detectors. Chance: mass spread evenly. Control: the same map against the place mirrored, or at "
-        "moments without an event. The best head is chosen on half of the noised clips and scored on the other half. "
-        "Near: within one latent frame (two frames of the picture) of the event's. The mean over all prior tokens is "
-        "even almost by construction, as their shares of a place add up to 1.\n\n"
+        f"world clips at timesteps {', '.join(f'{t:g}' for t in LEVELS)}, exact truth; generated: {row['steps']} "
+        "steps, truth from the detectors. Chance: mass spread evenly. Control: the same map against the place "
+        "mirrored, or at moments without an event. The best head is chosen on half of the noised clips and scored on "
+        "the other half. Near: within one latent frame (two frames of the picture) of the event's. The mean over all "
+        "prior tokens is even almost by construction, as their shares of a place add up to 1.\n\n"
         + table(header, cells)
         + "\nSide score (source's side over both sides) of the same clips with their own priors, and with those of the "
         "caption whose sides are exchanged:\n\n"

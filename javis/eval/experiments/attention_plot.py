@@ -10,7 +10,7 @@ import numpy as np
 
 from javis.contact_sheet import log_mel_picture
 from javis.eval.experiments.attention_record import PRIOR_PICTURE, PRIOR_SOUND, TO_PICTURE, TO_SOUND
-from javis.eval.experiments.attention_scores import pixels_at, sound_of, over_places
+from javis.eval.experiments.attention_scores import over_places, pixels_at, sound_of
 from javis.eval.experiments.common import save_figure
 
 if TYPE_CHECKING:
@@ -36,7 +36,10 @@ def plot_example(example: Example, best: Mapping[str, tuple[int, ...]], path: Pa
     sheet = Sheet(figsize=(14, 8.6), layout="constrained")
     rows = sheet.subplots(6, 1, height_ratios=(1, 1, 1, 1.2, 1, 1))
     sheet.suptitle(f"{example.words}   ({example.name})", fontsize=11)
-    strips = [("frames", None), (f"spatial prior, picture\nlayer {layer}, head {head}, token {token}", prior)]
+    strips: list[tuple[str, np.ndarray | None]] = [
+        ("frames", None),
+        (f"spatial prior, picture\nlayer {layer}, head {head}, token {token}", prior),
+    ]
     looked = _looked(example, *best["hearing_where"][:2])
     strips.append(
         (f"sound of events looks at\nlayer {best['hearing_where'][0]}, head {best['hearing_where'][1]}", looked)

@@ -90,11 +90,12 @@ def near(time: float, cells: int, frames: int, seconds: float) -> np.ndarray:
 
 
 def quiet_moments(truth: Truth, frames: int) -> list[float]:
-    """Middles of latent frames that have no event near them."""
+    """Middles of latent frames that have no event near them, but for those at the ends, which have fewer neighbours."""
     times = [(i + 0.5) * truth.seconds / frames for i in range(frames)]
-    busy = np.zeros(frames, bool)
+    busy: np.ndarray = np.zeros(frames, bool)
     for event in (e for events in truth.events for e in events):
         busy |= near(event, frames, frames, truth.seconds)
+    busy[:NEAR] = busy[frames - NEAR :] = True
     return [time for time, taken in zip(times, busy, strict=True) if not taken]
 
 
@@ -109,7 +110,7 @@ def _hearing(to_sound: np.ndarray, truth: Truth) -> dict[str, Score]:
             queries = sound_of(event, truth.levels[source], slots, truth.seconds)
             if queries is None:
                 continue
-            window = np.repeat(near(event, frames, frames, truth.seconds), places)
+            window: np.ndarray = np.repeat(near(event, frames, frames, truth.seconds), places)
             looked = np.einsum("lhqk,q->lhk", to_sound, queries)
             inside = looked[..., window]
             when.append(inside.sum(-1))
@@ -123,7 +124,7 @@ def _hearing(to_sound: np.ndarray, truth: Truth) -> dict[str, Score]:
     if when:
         still = []
         for moment in quiet_moments(truth, frames):
-            rows = np.repeat(_slots_at(moment, slots, truth.seconds), truth.levels.shape[2])
+            rows: np.ndarray = np.repeat(_slots_at(moment, slots, truth.seconds), truth.levels.shape[2])
             window = np.repeat(near(moment, frames, frames, truth.seconds), places)
             still.append(to_sound[..., rows, :].mean(-2)[..., window].sum(-1))
         control = np.mean(still, axis=0) if still else None
@@ -135,7 +136,7 @@ def _hearing(to_sound: np.ndarray, truth: Truth) -> dict[str, Score]:
 
 def _seeing(to_picture: np.ndarray, truth: Truth) -> dict[str, Score]:
     """What the pixels of a source listen to at an event: ``to_picture`` [L, H, T*P, Ta*M]."""
-    frames, slots, bands = truth.objects.shape[1], *truth.levels.shape[1:]
+    frames, (slots, bands) = truth.objects.shape[1], truth.levels.shape[1:]
     when, band, chance_when, still = [], [], [], []
     quiet = quiet_moments(truth, frames)
     for source, events in enumerate(truth.events):

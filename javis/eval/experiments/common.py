@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from javis.console import progress_bar
 from javis.errors import UsageError
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Figure = Mapping[str, float]  # "value" with the ends "low" and "high" of its 95 % interval
 Row = Mapping[str, Any]
-TEACHER = "teacher"
+TEACHER: Literal["teacher"] = "teacher"
 
 
 @dataclass(frozen=True)

@@ -128,8 +128,8 @@ def section(row: Row) -> str:
     counts = row["prompts"]
     text = (
         f"{counts['one_source']} held-out prompts of one source and {counts['two_sources']} of two, {row['steps']} "
-        "steps unless a row says otherwise. Gap: event F1 of one source less that of two. Narrowed: gap less that of the "
-        "measure, same prompts and noise; above 0 is better. Intervals: bootstrap over prompts, paired.\n\n"
+        "steps unless a row says otherwise. Gap: event F1 of one source less that of two. Narrowed: gap less that of "
+        "the measure, same prompts and noise; above 0 is better. Intervals: bootstrap over prompts, paired.\n\n"
     )
     header = ["", "event F1, one", "event F1, two", "gap", "gain, one", "gain, two", "narrowed", "offset ms, one / two"]
     header += ["caption, one / two", "evaluations a clip"]

@@ -37,6 +37,7 @@ from javis.eval.steps_report import accuracy_of, f1_of, figure_of, frechet_of, f
 from javis.generation import clip_generator
 from javis.model.prior import Priors
 from javis.pipeline import JavisPipeline
+from javis.variants import Variant
 
 if TYPE_CHECKING:
     from javis.eval.steps_prompts import Prompt
@@ -103,7 +104,7 @@ class Arms:
         self.partners = partners_of(prompts)
         self.moments = prior_moments(pipe, prompts)
 
-    def __call__(self, captions: list[str], *, variant: str | None = None, **options: Any) -> Any:
+    def __call__(self, captions: list[str], *, variant: Variant | None = None, **options: Any) -> Any:
         source = options.pop("priors", None)
         pipe = self.pipe if source is None else ReplacedPriors.of(self.pipe, source, self.partners, self.moments)
         return pipe(captions, variant=variant, **options)
@@ -217,7 +218,8 @@ def section(row: Row) -> str:
     text = (
         f"{row['prompts']} held-out prompts, {row['steps']} steps; same prompts and noise for every source of priors. "
         "The text attention sees the caption in all of them. zero: tokens of zeros; null: the learned tokens of "
-        '"no prior"; random: Gaussian tokens with mean and deviation of real ones; swapped: those of another prompt.\n\n'
+        '"no prior"; random: Gaussian tokens with mean and deviation of real ones; swapped: those of another '
+        "prompt.\n\n"
     )
     text += table(header, cells)
     less = [
@@ -227,7 +229,9 @@ def section(row: Row) -> str:
     ]
     header = ["less real", "event F1", "offset, ms", "caption accuracy", "side"]
     header += [f"Frechet over real's, {part}" for part in SETS] + ["change"]
-    text += "\nPaired differences (bootstrap over prompts; ratios of distances: jackknife). Change: distance of features "
+    text += (
+        "\nPaired differences (bootstrap over prompts; ratios of distances: jackknife). Change: distance of features "
+    )
     text += "to the clip with real priors, 1 = that of two prompts.\n\n" + table(header, less)
     return text + "\n" + "\n".join(f"- {line}" for line in findings(row)) + "\n"
 
