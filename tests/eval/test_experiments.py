@@ -110,7 +110,7 @@ def test_equal_clips_have_no_difference_and_other_prompts_are_far() -> None:
 # -- (e) one source against two ---------------------------------------------------------------------------------------
 
 
-def test_the_gap_is_the_difference_of_the_two_f1_and_narrows_by_what_two_sources_gain() -> None:
+def test_the_gap_is_the_difference_of_the_two_f1_and_narrows_by_what_two_sources_gain(tmp_path: Path) -> None:
     good, bad = ([0.5], [0.5]), ([0.5], [1.5])
     usual = [clip(*good)] * 9 + [clip(*bad)] + [clip(*good, "two_sources")] * 6 + [clip(*bad, "two_sources")] * 4
     better = usual[:10] + [clip(*good, "two_sources")] * 8 + [clip(*bad, "two_sources")] * 2
@@ -124,6 +124,10 @@ def test_the_gap_is_the_difference_of_the_two_f1_and_narrows_by_what_two_sources
     assert high - low == pytest.approx(2 * 1.96 * np.sqrt(0.09 / 10 + 0.24 / 10), rel=0.15)
     found = multi_event.figures({multi_event.USUAL: usual, "better": better})
     assert found["settings"]["better"]["gain"]["one_source"]["value"] == 0.0
+    page = multi_event.section({**found, "steps": 16})
+    assert "| better | 0.900 [0.700, 1.000] | 0.800" in page and "better: does not change the gap beyond chance" in page
+    multi_event.plot(found, tmp_path / "gap.png")
+    assert (tmp_path / "gap.png").read_bytes()[:4] == b"\x89PNG"
     assert multi_event.gap([c for c in usual if c.measured.kind == "one_source"]) is None
 
 
@@ -415,9 +419,8 @@ def test_an_experiment_writes_figures_picture_page_and_row(tmp_path: Path, capsy
 @pytest.mark.slow
 def test_clips_are_made_once_for_all_experiments(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
     given = ["--count", "2", "--steps", "1", "--out", str(tmp_path)]
-    assert main(["eval", "experiments", "priors", "multi_event", *given]) == 0
+    assert main(["eval", "experiments", "priors", *given]) == 0
     assert "| swapped |" in (tmp_path / "priors.md").read_text()
-    assert "best of 4" in (tmp_path / "multi_event.md").read_text()
     first = (tmp_path / "priors.json").read_text()
     monkeypatch.setattr(JavisPipeline, "__call__", lambda *_, **__: pytest.fail("a clip was made again"))
     assert main(["eval", "experiments", "priors", *given]) == 0
