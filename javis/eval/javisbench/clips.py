@@ -12,6 +12,7 @@ from javis.eval.javisbench.layouts import Sample
 from javis.eval.javisbench.measure import FACTS, PEAKS, SYNC, Options, Task, measure
 from javis.eval.javisbench.prompts import Problems
 from javis.eval.javisbench.store import Measured, Store, identity_of
+from javis.eval.optical_flow import flow_method
 
 VERSION = 1  # of what parts hold; results of another version are measured again
 
@@ -107,6 +108,8 @@ class Measuring:
             depends["extractor"] = self.hashes[part]
         if part in TEXT_PARTS and sample.prompt is not None:
             depends["text"] = [sample.prompt.text, sample.prompt.audio_text]
+        if part == PEAKS:
+            depends["flow"] = flow_method()
         if part == "imagebind":
             depends["windows"] = [self.options.window_seconds, self.options.window_overlap, self.options.protocol]
         return identity_of((sample.video, sample.audio), **depends)

@@ -24,7 +24,7 @@ from javis.errors import UsageError
 
 if TYPE_CHECKING:
     from javis.eval.extractors import Extractor
-    from javis.eval.javisbench.measure import ClipData, Task
+    from javis.eval.javisbench.measure import ClipData, Options, Task
 
 TEXT_PARTS = ("sync", "imagebind", "clip", "clap")  # what they find depends on the text
 
@@ -36,20 +36,20 @@ class Skipped:
     reason: str
 
 
-def find(name: str, weights: str, device: str = "cpu") -> Extractor | Skipped:
-    """An extractor by name, from a folder of weights."""
+def find(name: str, options: Options) -> Extractor | Skipped:
+    """An extractor by name, from the folder of weights."""
     from javis.eval.extractors import EXTRACTORS, Missing, find_extractor
 
     if name not in EXTRACTORS:
-        return Skipped(f"javis has no extractor {name} yet")
-    found = find_extractor(name, weights or None, device)
+        return Skipped(f"javis has no extractor {name}")
+    found = find_extractor(name, options.weights or None, options.device)
     return Skipped(f"put {found.put}") if isinstance(found, Missing) else found
 
 
 @cache
-def _loaded(name: str, weights: str, device: str) -> Extractor:
+def _loaded(name: str, options: Options) -> Extractor:
     """One of each in a process."""
-    found = find(name, weights, device)
+    found = find(name, options)
     if isinstance(found, Skipped):
         raise UsageError(f"{name}: {found.reason}")
     return found
@@ -61,7 +61,7 @@ def embed(part: str, clip: ClipData, task: Task) -> dict[str, np.ndarray]:
     Raises:
         UsageError, ValueError: the clip is nothing for this extractor.
     """
-    extractor = _loaded(part, task.options.weights, task.options.device)
+    extractor = _loaded(part, task.options)
     arrays: dict[str, np.ndarray] = {}
     if part in ("builtin", "i3d"):
         arrays["video"] = _single(extractor.embed_video(clip.video, clip.fps))
@@ -70,7 +70,7 @@ def embed(part: str, clip: ClipData, task: Task) -> dict[str, np.ndarray]:
     if part in ("clip", "imagebind"):
         arrays["frames"] = extractor.embed_video(clip.video, clip.fps)
     if part == "imagebind":
-        arrays |= _imagebind(extractor, clip, task, arrays["frames"])
+        arrays |= _imagebind(extractor, clip, task)
     if part in ("clip", "imagebind") and task.text is not None:
         arrays["text"] = extractor.embed_text([task.text])[0]
     if part in ("clap", "imagebind") and task.audio_text is not None:
@@ -89,12 +89,11 @@ def _single(vectors: np.ndarray) -> np.ndarray:
     return np.asarray(vectors.mean(axis=0) if vectors.ndim == 2 else vectors)
 
 
-def _imagebind(extractor: Any, clip: ClipData, task: Task, frames: np.ndarray) -> dict[str, np.ndarray]:
+def _imagebind(extractor: Extractor, clip: ClipData, task: Task) -> dict[str, np.ndarray]:
     """The whole picture, and the sound of each window of JavisScore."""
     from javis.eval.metrics import segment_windows
 
-    whole = getattr(extractor, "embed_clip", None)
-    arrays = {"video": _single(frames if whole is None else whole(clip.video, clip.fps))}
+    arrays = {"video": _single(extractor.embed_clip(clip.video, clip.fps))}  # type: ignore[attr-defined]
     if len(clip.audio):
         options = task.options
         windows = segment_windows(

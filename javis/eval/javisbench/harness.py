@@ -25,6 +25,7 @@ from javis.eval.javisbench.real_clips import measure_folder, world_distance, wor
 from javis.eval.javisbench.references import Reference, read_cache, write_cache
 from javis.eval.javisbench.store import Store
 from javis.eval.javisbench.taxonomy import OFFICIAL, Taxonomy, read_taxonomy
+from javis.eval.optical_flow import flow_method
 
 Groups = list[tuple[str, str, np.ndarray]]  # aspect, category, indices of clips
 Found = tuple[dict[str, Any], dict[str, dict[str, Any]]]  # the figure of all clips, and by aspect and category
@@ -45,8 +46,8 @@ def evaluate(config: Config, progress: Progress = lambda done, of: None) -> Eval
         UsageError: unusable arguments or files, or no sample at all. FailedError: processes cannot be started.
     """
     problems = Problems()
-    taxonomy, samples, rows = _samples(config, problems)
     chosen = _chosen(config.metrics)
+    taxonomy, samples, rows = _samples(config, problems)
     parts, hashes, skipped = _parts(chosen, config)
     measuring = Measuring(
         Store(config.out / "measured"), parts, hashes, config.options, config.processes, config.timeout
@@ -121,11 +122,11 @@ def _parts(chosen: Iterable[Metric], config: Config) -> tuple[tuple[str, ...], d
             skipped[metric.name] = "needs prompts; give --prompts FILE.csv"
             continue
         if metric.part not in parts and metric.part not in (SYNC, PEAKS):
-            found = find(metric.part, config.options.weights, config.options.device)
+            found = find(metric.part, config.options)
             if isinstance(found, Skipped):
                 skipped[metric.name] = found.reason
                 continue
-            hashes[metric.part] = found.weights_hash
+            hashes[metric.part] = f"{found.weights_hash}, {config.options.protocol}"  # some prepare clips by protocol
         if metric.part not in parts:
             parts.append(metric.part)
     return tuple(parts), hashes, skipped
@@ -221,7 +222,7 @@ def _distances(
     if len(vectors) < 2:
         return f"{len(vectors)} clips have {metric.part} features of the {_KINDS[metric.kind]}; expected at least 2"
     matrix, place = np.stack(vectors), {owner: i for i, owner in enumerate(owners)}
-    why_not = _incomparable(metric, matrix.shape[1], reference, hashes[metric.part], clips)
+    why_not = _incomparable(metric, matrix.shape[1], reference, hashes[metric.part], clips, config)
     if why_not is not None:
         return why_not
 
@@ -243,7 +244,12 @@ _KINDS = {"video": "picture", "audio": "sound"}
 
 
 def _incomparable(
-    metric: Metric, width: int, reference: Reference | None, weights_hash: str, clips: Sequence[StoredClip]
+    metric: Metric,
+    width: int,
+    reference: Reference | None,
+    weights_hash: str,
+    clips: Sequence[StoredClip],
+    config: Config,
 ) -> str | None:
     """Why there is nothing to compare with; None if there is."""
     if reference is None:
@@ -252,6 +258,8 @@ def _incomparable(
     real = reference.of(metric.part, metric.kind)
     if len(real) < 2:
         return f"{reference.source} has no features of {metric.part} for the {_KINDS[metric.kind]}"
+    if reference.is_official and config.options.protocol != "official" and metric.part == "i3d":
+        return "the official features are of pixels in 0..1, by accident: compare with them under --protocol official"
     if reference.hashes.get(metric.part) not in (None, weights_hash):
         return f"{reference.source} was made with other weights of {metric.part}; make it again from the clips"
     if real.shape[1] != width:
@@ -297,5 +305,5 @@ def _fingerprint(
         windows=[config.options.window_seconds, config.options.window_overlap],
         extractors=dict(hashes),
         reference=None if reference is None else reference.source,
-        flow="motion energy",
+        flow=flow_method(),
     )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -204,18 +203,10 @@ def sync_facts(clip: ClipData, text: str | None) -> dict[str, Any]:
     return {**report, "by_source": clauses is not None, "sources": sources, "checks": checks}
 
 
-def motion_energy(video: np.ndarray) -> np.ndarray:
-    """Mean absolute difference of each frame to the one before, float64 [T]; the first takes that of the second."""
-    changes = [float(np.abs(b.astype(np.int16) - a.astype(np.int16)).mean()) for a, b in pairwise(video)]
-    return np.array([changes[0], *changes])
-
-
 def peak_facts(clip: ClipData) -> dict[str, Any]:
-    """Peaks of motion and sound (s) as AV-Align takes them; motion energy stands for the size of optical flow."""
-    from javis.eval.metrics import audio_peaks, video_peaks
+    """Peaks of motion and sound (s) as AV-Align takes them, and what `javis eval sync` says without a prompt."""
+    from javis.eval.sync_measures import Measures
 
-    return {
-        "video": [float(t) for t in video_peaks(motion_energy(clip.video), clip.fps)],
-        "audio": [float(t) for t in audio_peaks(clip.audio, clip.sample_rate)],
-        "fps": clip.fps,
-    }
+    measures = Measures.of(clip.video, clip.audio, clip.fps, clip.sample_rate)
+    peaks = {"video": measures.flow_peaks, "audio": measures.onset_peaks, "fps": clip.fps}
+    return {**measures.report(), **peaks}

@@ -113,6 +113,11 @@ def peaks_align(clip: Parts, other: Parts, protocol: MetricProtocol) -> Counts |
     return None if not video and not audio else _mean(av_align(video, audio, a.facts["fps"], protocol=protocol))
 
 
+def agreement(clip: Parts, other: Parts, protocol: MetricProtocol) -> Counts | None:
+    """The score of `javis.eval.sync_score`."""
+    return _mean(clip[PEAKS].facts.get("sync_score")) if PEAKS in clip else None
+
+
 def offset_classes(clip: Parts, other: Parts, protocol: MetricProtocol) -> Counts | None:
     """DeSync."""
     found = _arrays(clip, "synchformer", "logits")
@@ -191,7 +196,9 @@ METRICS: tuple[Metric, ...] = (
     Metric("javis_score", "JavisScore", _IB, "higher", "the worst frames of each window with its sound", javis),
     Metric("desync", "DeSync", "synchformer", "lower", "offset that Synchformer sees, s", offset_classes,
            shuffles=False),
-    Metric("av_align", "AV-Align", PEAKS, "higher", "peaks of motion energy and of sound", peaks_align),
+    Metric("av_align", "AV-Align", PEAKS, "higher", "peaks of optical flow and of sound", peaks_align),
+    Metric("sync_score", "Sync", PEAKS, "higher", "agreement of events and energies, without a text", agreement,
+           shuffles=False),
     *(
         Metric(f"event_f1_{1000 * tolerance:g}ms", f"F1@{1000 * tolerance:g}", SYNC, "higher",
                f"events seen and heard within {1000 * tolerance:g} ms", partial(event_f1, tolerance),

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +33,8 @@ class Reference:
         source: what it was made from.
         hashes: of the weights of each extractor, None if it is not known.
         rows: for each vector its row in the CSV file; None where they do not belong to rows.
-        scenes: for each vector the names of its categories (data sets in folders); None where there are none.
+        scenes: for each vector the name of its category (data sets in folders); None where there are none.
+        is_official: made by the official code, with its accidents.
     """
 
     source: str
@@ -41,7 +42,7 @@ class Reference:
     hashes: Mapping[str, str | None]
     rows: np.ndarray | None = None
     scenes: tuple[str, ...] | None = None
-    notes: tuple[str, ...] = field(default=())
+    is_official: bool = False
 
     def of(self, extractor: str, kind: str, rows: np.ndarray | None = None, scene: str | None = None) -> np.ndarray:
         """Vectors [m, D], those of some rows or of a scene only; [0, 0] if there are none of this extractor."""
@@ -87,7 +88,9 @@ def read_cache(path: Path, rows: int | None) -> Reference:
             "belongs to this CSV file"
         )
     vectors = {(OFFICIAL_EXTRACTORS[name], name): array for name, array in arrays.items()}
-    return Reference(str(path), vectors, dict.fromkeys(OFFICIAL_EXTRACTORS.values()), np.arange(counts.pop()))
+    return Reference(
+        str(path), vectors, dict.fromkeys(OFFICIAL_EXTRACTORS.values()), np.arange(counts.pop()), is_official=True
+    )
 
 
 def _own(path: Path, arrays: Mapping[str, np.ndarray], rows: int | None) -> Reference:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 DIGITS = {"fvd": 1, "kvd": 2, "fad": 2, "offset_ms": 1, "builtin_picture": 2, "builtin_sound": 2}
 PAPER = ("fvd", "kvd", "fad", "ib_tv", "ib_ta", "clip", "clap", "ib_av", "cavp", "avh_score", "javis_score", "desync")
-OURS = ("av_align", "event_f1_62.5ms", "offset_ms", "caption")
+OURS = ("av_align", "sync_score", "event_f1_62.5ms", "offset_ms", "caption")
 LISTED = 3  # names of each kind of problem on a terminal
 DAGGER = "†"  # after a distance of fewer clips than dimensions
 WIDTH = 150  # of tables that go to a file
