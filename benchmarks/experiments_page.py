@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.tables import ROOT, read_rows, where
-from javis.eval.experiments import EXPERIMENTS
+from javis.eval.experiments import EXPERIMENTS, attention
+from javis.eval.experiments.priors import SAME_CLIP
 
 HEAD = """# Experiments
 
@@ -34,7 +35,7 @@ def page(rows: Iterable[Mapping[str, Any]]) -> str:
     """The newest row of each experiment as a section, in the order of `EXPERIMENTS`."""
     newest = {row["experiment"]: row for row in rows if row.get("kind") == "eval_experiment"}
     commands = "\n".join(_command(name) for name in EXPERIMENTS)
-    text = HEAD.format(commands=commands)
+    text = HEAD.format(commands=commands) + "".join(f"\n{line}\n" for line in together(newest))
     for name, module_name in EXPERIMENTS.items():
         if name not in newest:
             continue
@@ -46,6 +47,25 @@ def page(rows: Iterable[Mapping[str, Any]]) -> str:
         text += f"\n## {module.TITLE}\n\n`{_command(name, row)}`; {where(dict(row))}.\n\n"
         text += pictures + module.section(row)
     return text
+
+
+def together(newest: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What experiments say only together: whether priors that know something are used."""
+    if not {"priors", "collapse", "attention"} <= set(newest):
+        return []
+    change = newest["priors"]["less_real"]["swapped"]["changed"]
+    probe = newest["collapse"]["estimators"]["of the checkpoint"]["spatial"]["probe"]["side"]
+    kinds = newest["attention"]["kinds"].values()
+    localised = any(attention.counts(k["prior_object"]["best"]["over_control"]) for k in kinds if "prior_object" in k)
+    if change is None:
+        return []
+    return [
+        "Priors, taken together: from the spatial tokens of the checkpoint's estimator a linear probe reads the side "
+        f"of the source in {100 * probe['rate']:.0f} % of unseen prompts (chance {100 * probe['chance']:.0f} %). "
+        + ("The transformer does not use that: " if change < SAME_CLIP else "The transformer uses the priors: ")
+        + f"with those of another prompt a clip changes by {change:.3f} of the distance between two prompts' clips, "
+        f"and the spatial prior attention is {'' if localised else 'not '}localised on the source."
+    ]
 
 
 def _command(name: str, row: Mapping[str, Any] | None = None) -> str:

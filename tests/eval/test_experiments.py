@@ -104,7 +104,12 @@ def test_equal_clips_have_no_difference_and_other_prompts_are_far() -> None:
     assert found["random"]["f1"]["value"] == 0.0 and found["random"]["mean_abs_offset_ms"]["value"] == pytest.approx(20)
     assert found["swapped"]["f1"]["value"] == -1.0
     lines = priors.findings({"less_real": found})
-    assert "no figure differs" in lines[0] and "offset +20" in lines[1] and "event F1 -1" in lines[2]
+    assert (
+        "nearly the same clips" in lines[0]
+        and "no figure differs" in lines[0]
+        and "offset +20" in lines[1]
+        and "event F1 -1" in lines[2]
+    )
 
 
 # -- (e) one source against two ---------------------------------------------------------------------------------------
@@ -316,6 +321,16 @@ def test_the_best_head_is_chosen_on_one_half_and_scored_on_the_other() -> None:
     assert found["best"]["share"]["value"] == 0.0 and found["best"]["over_chance"]["value"] == pytest.approx(-0.1)
     assert found["mean"]["share"]["value"] == pytest.approx((0.8 / 3 + 0.4 / 3) / 2)
     assert "below chance" in attention.findings({**row})[3]
+
+
+def test_clips_without_a_control_are_left_out_of_its_difference() -> None:
+    """A clip that is full of events has no quiet moment to compare with."""
+    share = np.full((1, 1), 0.6)
+    clips = [Score(share, 0.2, np.full((1, 1), 0.5)), Score(share + 0.3, 0.2, None)]
+    found = attention._figures(clips, (0, 0))
+    assert found["control"] == 0.5 and found["over_control"]["value"] == pytest.approx(0.1)
+    assert found["share"]["value"] == pytest.approx(0.75) and found["over_chance"]["value"] == pytest.approx(0.55)
+    assert attention._figures(clips[1:], (0, 0))["over_control"] is None
 
 
 def test_sides_of_a_caption_are_exchanged() -> None:

@@ -218,6 +218,14 @@ def findings(row: Row) -> list[str]:
     order = row["after"]["order"]
     grows = "falls as the shift grows" if excludes(order) and order["value"] > 0 else "does not fall with the shift"
     lines.append(f"The trained temporal logit {grows} (rank correlation {cell(order, sign=True)}).")
+    found = row["after"]["retrieval"]
+    finds = [axis for axis in AXES if found[axis]["low"] > found["chance"]]
+    lines.append(
+        f"After training a caption's prior finds its own pair above chance on the {listed(finds)} axis."
+        if finds
+        else "After training a caption's prior does not find its own pair among others above chance: what tells pairs "
+        "apart is in the embedding of picture and sound, not in what the caption says of them."
+    )
     return lines
 
 

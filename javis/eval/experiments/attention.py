@@ -224,23 +224,26 @@ def best_head(found: Mapping[str, Sequence[Mapping[str, Score]]], name: str) -> 
 
 
 def _figures(clips: Sequence[Score], where: tuple[int, ...] | None) -> dict[str, Any]:
-    """Share, control, and the paired differences to chance and control; of one head or the mean of all."""
+    """Share, control, and the paired differences to chance and control; of one head or the mean of all.
+
+    Those of the control are of the clips that have one.
+    """
 
     def ratio(maps: Sequence[np.ndarray]) -> Ratio:
         return over_clips([float(np.mean(x) if where is None else x[where]) for x in maps])
 
     share, chance = ratio([score.share for score in clips]), over_clips([score.chance for score in clips])
-    controls = [score.control for score in clips if score.control is not None]
+    controlled = [score for score in clips if score.control is not None]  # a full clip may have no quiet moment
     entry: dict[str, Any] = {
         "share": as_figure((share.value, *share.interval())),  # type: ignore[misc, arg-type]
         "over_chance": as_figure(share.difference(chance)),
         "control": None,
         "over_control": None,
     }
-    if len(controls) == len(clips):
-        control = ratio(controls)
+    if controlled:
+        control = ratio([score.control for score in controlled if score.control is not None])
         entry["control"] = round(float(control.value or 0.0), 4)
-        entry["over_control"] = as_figure(share.difference(control))
+        entry["over_control"] = as_figure(ratio([score.share for score in controlled]).difference(control))
     return entry
 
 

@@ -34,7 +34,7 @@ class ExperimentsArgs:
     count: int | None = None
     """Prompts of a kind, or clips (default: the experiment's own)."""
     seed: int = 3_000_000
-    """Of the first prompt and clip."""
+    """Of the first prompt and clip of priors and multi_event; the others have seeds of their own."""
     steps: int = 16
     """Evaluations of the model for a clip."""
     batch_size: int = 8

@@ -145,7 +145,7 @@ def save_figure(figure: Any, path: Path) -> None:
 
     FigureCanvasAgg(figure)
     with atomic_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+        figure.savefig(temporary, format="png", dpi=90)
 
 
 def bars(axes: Any, names: Sequence[str], figures: Sequence[Figure | None], title: str, level: float | None) -> None:

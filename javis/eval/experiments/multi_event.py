@@ -33,6 +33,7 @@ TITLE = "One source against two"
 COUNT = 32
 KINDS = {"one_source": "one", "two_sources": "two"}
 USUAL = "as it is"
+THROUGH_CODECS = "real clips through the codecs"
 DRAWS = 2000
 
 
@@ -61,7 +62,7 @@ def run(context: Context) -> dict[str, Any]:
     """Clips of all prompts at every setting, and real clips of their scenes."""
     sampling = variant_sampling(context.pipe.description, TEACHER)
     clips: dict[str, list[MeasuredClip]] = {}
-    wanted = {"real clips": Setting(REAL, None), "real clips through the codecs": Setting(CODEC, None)}
+    wanted = {"real clips": Setting(REAL, None), THROUGH_CODECS: Setting(CODEC, None)}
     for name, setting in (wanted | settings(context.steps, sampling)).items():
         point = context.point(setting)
         clips[name] = [point.clips[number] for number in range(len(context.prompts))]
@@ -151,6 +152,9 @@ def findings(row: Row) -> list[str]:
     usual = row["settings"][USUAL]["gap"]
     sure = "" if excludes(usual) else " (its interval holds 0: no gap is shown)"
     lines = [f"The gap is {cell(usual)}{sure}."]
+    codec = row["settings"].get(THROUGH_CODECS)
+    if codec is not None:
+        lines.append(f"Real clips of the same scenes through the codecs have one of {cell(codec['gap'])}.")
     for name, entry in row["settings"].items():
         if "narrowed" not in entry:
             continue

@@ -47,6 +47,7 @@ COUNT = 32
 
 Source = Literal["zero", "null", "random", "swapped"]
 SOURCES: tuple[Source, ...] = ("zero", "null", "random", "swapped")
+SAME_CLIP = 0.05  # of the distance between two prompts' clips: what changes less is called the same clip
 NOISE_STREAM = 7  # of a clip's seed, for random priors; 0 to 2 are the pipeline's
 
 
@@ -249,8 +250,16 @@ def findings(row: Row) -> list[str]:
             if excludes(ratios[part], 1.0)
         ]
         unmoved = "no figure differs from that of real priors (every interval holds no difference)"
-        lines.append(f"{name} priors: {listed(moved) if moved else unmoved}.")
+        found = listed(moved) if moved else unmoved
+        lines.append(f"{name} priors: {_how_far(d['changed'])}{found}.")
     return lines
+
+
+def _how_far(change: float | None) -> str:
+    if change is None:
+        return ""
+    same = "nearly the same clips" if change < SAME_CLIP else "other clips"
+    return f"{same} (change {change:.3f}); "
 
 
 def plot(row: Row, path: Path) -> None:
