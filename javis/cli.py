@@ -181,6 +181,10 @@ COMMANDS: dict[str, Command] = {
     "eval sync": Command(
         "how well picture and sound agree, for a folder of clips", _from("javis.eval.folder:SyncArgs")
     ),
+    "eval validate": Command(
+        "are offsets found and damaged clips ranked lower: the measures of synchrony against planted truth",
+        _from("javis.eval.validate_command:EvalValidateArgs"),
+    ),
     "eval world": Command(
         "score a checkpoint on held-out prompts of the synthetic world", _from("javis.eval.world_command:EvalWorldArgs")
     ),

@@ -58,10 +58,9 @@ def find_offset(evidence: Evidence) -> Offset:
     grid = np.arange(-steps, steps + 1) * HOP
     curve = lag_correlation(evidence, grid)
     energy = _top(grid, curve)
-    candidates = _candidates(evidence, reach)
+    candidates, agreement = event_lags(evidence, reach)
     if len(candidates):
         together = np.maximum(0.0, np.interp(candidates, grid, curve))
-        agreement = np.array([event_agreement(*_within(evidence, lag)) for lag in candidates])
         scores = agreement * (1 + together) / 2
         if scores.max() > 0:
             # Of equally good lags the smallest: far offsets are rarer than near ones.
@@ -72,8 +71,11 @@ def find_offset(evidence: Evidence) -> Offset:
     return Offset(energy, _lead(grid, np.maximum(curve, 0.0), int(curve.argmax())), "energy", energy)
 
 
-def _candidates(evidence: Evidence, reach: float) -> np.ndarray:
-    """Lags that bring a seen and a heard event together, each moved to the mean of all pairs that it makes."""
+def event_lags(evidence: Evidence, reach: float = MAX_OFFSET) -> tuple[np.ndarray, np.ndarray]:
+    """Lags (s) that bring a seen and a heard event together, and how well all events agree at each, in 0..1.
+
+    Each lag is the mean of all pairs that it makes; what only one of the streams can show at it takes no part.
+    """
     seen, heard = np.array(evidence.seen), np.array(evidence.heard)
     found: list[float] = []
     for lag in (heard[None, :] - seen[:, None]).ravel():
@@ -82,7 +84,8 @@ def _candidates(evidence: Evidence, reach: float) -> np.ndarray:
             lag = float(np.mean([heard[j] - seen[i] for i, j in pairs]))
         found.append(lag)
     lags = np.unique(np.round(found, 5))
-    return lags[np.abs(lags) <= reach]
+    lags = lags[np.abs(lags) <= reach]
+    return lags, np.array([event_agreement(*_within(evidence, lag)) for lag in lags])
 
 
 def _within(evidence: Evidence, lag: float) -> tuple[list[float], list[float]]:
