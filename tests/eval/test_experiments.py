@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from javis.cli import main
-from javis.eval.experiments import alignment, attention, collapse, multi_event, priors
+from javis.eval.experiments import EXPERIMENTS, alignment, attention, collapse, multi_event, priors
 from javis.eval.experiments.attention_record import (
     PRIOR_PICTURE,
     PRIOR_SOUND,
@@ -31,6 +31,8 @@ from javis.eval.sync import clause_events
 from javis.eval.world_report import Measured
 from javis.pipeline import JavisPipeline
 from javis.world import WorldConfig, caption, render_audio, render_video, scene_from_prompt
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -448,3 +450,15 @@ def test_attention_makes_its_pictures(tmp_path: Path, capsys: Any) -> None:
     assert main(["eval", "experiments", "attention", "--count", "4", "--steps", "2", "--out", str(tmp_path)]) == 0
     made = {path.name for path in tmp_path.glob("*.png")}
     assert {"attention.png", "attention-single.png", "attention-simultaneous.png"} <= made and len(made) == 6
+
+
+@pytest.mark.skipif(not (ROOT / "benchmarks/experiments_page.py").is_file(), reason="needs a source tree")
+def test_the_page_is_generated_from_the_rows() -> None:
+    from benchmarks.experiments_page import page
+    from benchmarks.tables import read_rows
+
+    text = (ROOT / "docs/experiments.md").read_text(encoding="utf-8")
+    assert text == page(read_rows(ROOT / "benchmarks/results")), "run `make docs`"
+    assert text.count("\n## ") == len(EXPERIMENTS), "an experiment has no row"
+    shown = [line.split("(")[1].rstrip(")") for line in text.splitlines() if line.startswith("![")]
+    assert shown and all((ROOT / "docs" / name).is_file() for name in shown)

@@ -258,7 +258,7 @@ def findings(row: Row) -> list[str]:
 def _how_far(change: float | None) -> str:
     if change is None:
         return ""
-    same = "nearly the same clips" if change < SAME_CLIP else "other clips"
+    same = "nearly the same clips" if change < SAME_CLIP else "changed clips"
     return f"{same} (change {change:.3f}); "
 
 
