@@ -207,6 +207,9 @@ COMMANDS: dict[str, Command] = {
         "do priors matter, what does attention see, and more (docs/experiments.md)",
         _from("javis.eval.experiments.command:ExperimentsArgs"),
     ),
+    "report": Command(
+        "one page of a training run, of clips or of an evaluation", _from("javis.report.command:ReportArgs")
+    ),
     "bench kernels": Command("microbenchmarks of the ops", _bench_kernels),
 }
 

@@ -121,7 +121,7 @@ def watchers(stage: Stage) -> list[Watcher]:
     if place.rank:
         return [export]
     folder = Path(recipe.out) / "tensorboard" if recipe.tensorboard else None
-    board = Board(folder, stage.task.module, project=recipe.wandb, resolved=recipe.resolved())
+    board = Board(folder, stage.task.module, project=recipe.wandb, resolved=recipe.resolved(), out=Path(recipe.out))
     options: dict[str, Any] = {"steps": recipe.sample_steps}
     if recipe.seconds is not None:
         options["seconds"] = recipe.seconds
