@@ -199,9 +199,9 @@ def _sync(rows: Sequence[Mapping[str, Any]]) -> Markup:
         histogram(scores, title="Event F1 of a clip", x_label="F1 at 62.5 ms", reach=(0, 1), bins=10),
     ]
     parts = [tag("div", charts, class_="plots")]
-    named = [(name, report["error"]) for name, report in clips.items() if isinstance(report.get("error"), str)]
-    if named:
-        parts.append(table(["clip", "why"], named, caption="not measured", text=(0, 1)))
+    skipped = rows[0].get("skipped") or {}
+    if skipped:
+        parts.append(table(["clip", "why"], list(skipped.items()), caption="not measured", text=(0, 1)))
     return join(parts)
 
 

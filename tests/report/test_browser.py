@@ -63,7 +63,7 @@ def test_clips_play_and_seek_and_the_axis_follows(tab: Browser, page: Path) -> N
     assert facts == [pytest.approx(1.0, abs=0.02), 64, None]
     # A second clip that plays stops the first one.
     tab.run("document.querySelectorAll('video')[0].play()")
-    tab.wait("return document.querySelectorAll('video')[1].paused")
+    tab.wait("const [a, b] = document.querySelectorAll('video'); return b.paused && a.currentTime > 0")
     tab.run("const v = document.querySelectorAll('video')[0]; v.pause(); v.currentTime = 0.75")
     tab.wait("const v = document.querySelectorAll('video')[0]; return !v.seeking && v.readyState >= 2")
     assert tab.run("return document.querySelectorAll('video')[0].currentTime") == pytest.approx(0.75, abs=0.01)

@@ -123,10 +123,12 @@ def test_sync_reports_of_clips_that_have_none(clips: Path, tmp_path: Path) -> No
     folder.mkdir()
     (folder / "a.mp4").write_bytes((clips / "clip_1.mp4").read_bytes())
     sync = json.loads((clips / "clip_1.json").read_text())["sync"]
-    (tmp_path / "sync.json").write_text(json.dumps({"summary": {"clips": 1}, "clips": {"a.mp4": sync}}))
+    measured = {"summary": {"clips": 1}, "skipped": {"b<.mp4": "no sound"}, "clips": {"a.mp4": sync}}
+    (tmp_path / "sync.json").write_text(json.dumps(measured))
     assert 'class="timeline"' not in report(folder)
     page = report(folder, "--eval", str(tmp_path / "sync.json"))
     assert 'class="timeline"' in page and "Synchrony of the clips" in page
+    assert ">b&lt;.mp4</th>" in page and ">no sound</td>" in page
 
 
 def test_broken_files_are_named_and_the_rest_is_shown(clips: Path, tmp_path: Path) -> None:
