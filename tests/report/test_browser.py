@@ -96,7 +96,7 @@ def test_the_page_fits_the_screen_and_can_be_read(tab: Browser, page: Path, widt
     const behind = (e) => { for (; e; e = e.parentElement) {
       const c = getComputedStyle(e).backgroundColor; if (!/, 0\\)$/.test(c)) return c; } return 'rgb(255, 255, 255)'; };
     const words = document.querySelectorAll('p, td, th, a, figcaption, summary, .note, h1, svg text');
-    return Math.min(...[...words].map((e) => {
+    return Math.min(...[...words].filter((e) => !e.closest('video')).map((e) => {
       const style = getComputedStyle(e), b = light(behind(e));
       const a = light(e.tagName == 'text' ? style.fill : style.color);
       return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05); }));

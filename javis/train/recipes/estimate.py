@@ -235,7 +235,8 @@ def estimate(recipe: FlowRecipe) -> dict[str, Any]:
     passes = 3 if again == 0 else 4
     update = trained / shards * UPDATE_BYTES / GBPS / 1e9
     seconds = (
-        recipe.accumulation * ((forward + backward + again) / TFLOPS / 1e12 + passes * moved / seq / GBPS / 1e9) + update
+        recipe.accumulation * ((forward + backward + again) / TFLOPS / 1e12 + passes * moved / seq / GBPS / 1e9)
+        + update
     )
     clips = recipe.batch * recipe.accumulation * groups
     peak = math.fsum(gb.values())

@@ -110,7 +110,7 @@ class Board(Watcher):
         out: folder in which Weights & Biases makes its own; None: the working directory.
 
     Raises:
-        UsageError: ``project`` is given and the package wandb is not installed, or begins no run (no login, no network).
+        UsageError: ``project`` is given and the package wandb is not installed, or begins no run (no login, say).
     """
 
     def __init__(

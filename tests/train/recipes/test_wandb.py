@@ -1,6 +1,6 @@
 """Weights & Biases for real, without a network: what a training run logs is what its offline folder holds.
 
-The package is no part of the development environment (62 MB with a binary of its own): ``pip install wandb`` to run this.
+The package is no part of the development environment (62 MB, with a binary of its own): ``pip install wandb`` first.
 """
 
 from __future__ import annotations
