@@ -135,7 +135,9 @@ class Command:
 
 COMMANDS: dict[str, Command] = {
     "sample": Command("make a clip with sound from a prompt, or many from a CSV file", _from("javis.clips:SampleArgs")),
-    "plan": Command("tokens, FLOPs and memory of a clip before making it", _from("javis.plan:PlanArgs")),
+    "plan": Command(
+        "tokens, FLOPs and memory of a clip before making it", _from("javis.plan_args:PlanArgs", "javis.plan:main")
+    ),
     "convert": Command(
         "official checkpoints into the folders of a javis checkpoint", _from("javis.convert.command:ConvertArgs")
     ),

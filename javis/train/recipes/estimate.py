@@ -26,7 +26,8 @@ from javis.model.config import JavisDiTConfig
 from javis.model.dit import JavisDiT
 from javis.model.ops import ModelOps
 from javis.parallel.ranks import clip_groups, rank_from_env
-from javis.plan import GBPS, TFLOPS, is_full_size, token_grid
+from javis.plan import token_grid
+from javis.plan_args import GBPS, TFLOPS, is_full_size
 from javis.prediction import RESERVED
 from javis.stages import COMPONENTS, Parts, checkpoint_parts, folder_parts, full_size_parts
 from javis.train.recipes.config import FlowRecipe
