@@ -129,6 +129,7 @@ def _append(path: Path, results: dict[str, object]) -> None:
     left_out = ("samples", "prompts", "reference", "problems")  # paths of a machine; names of clips
     problems = {kind: problem["count"] for kind, problem in results["problems"].items()}  # type: ignore[attr-defined]
     row = {key: value for key, value in results.items() if key not in left_out}
+    row["skipped"] = list(results["skipped"])  # type: ignore[call-overload]  # the reasons name folders
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps({**row, "kind": "eval_javisbench", "problems": problems, **environment()}) + "\n")
 

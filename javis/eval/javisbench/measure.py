@@ -146,10 +146,10 @@ def _decode(task: Task) -> tuple[dict[str, Any], ClipData | None]:
         faults["lengths differ"] = (
             f"picture {facts['video_seconds']:g} s, sound {facts['audio_seconds']:g} s; the rest is cut off"
         )
-    return facts, _cut(ClipData(video, audio, found.fps, rate), task.options.seconds)
+    return facts, cut_clip(ClipData(video, audio, found.fps, rate), task.options.seconds)
 
 
-def _cut(clip: ClipData, seconds: float | None) -> ClipData:
+def cut_clip(clip: ClipData, seconds: float | None) -> ClipData:
     """Picture and sound to the same length, at most ``seconds``; without sound only the picture."""
     longest = len(clip.video) / clip.fps if seconds is None else min(seconds, len(clip.video) / clip.fps)
     if len(clip.audio):

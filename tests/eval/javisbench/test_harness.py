@@ -24,7 +24,7 @@ from javis.errors import UsageError
 from javis.eval.javisbench import clips as clips_module
 from javis.eval.javisbench.config import Config
 from javis.eval.javisbench.harness import evaluate
-from javis.eval.javisbench.measure import Options
+from javis.eval.javisbench.measure import ClipData, Options, cut_clip
 from javis.eval.javisbench.page import page
 from javis.eval.javisbench.text import latex
 from javis.media import write_clip
@@ -225,6 +225,17 @@ def test_a_data_set_in_folders(good: Config, tmp_path: Path) -> None:
 def test_cut_to_seconds_is_another_evaluation(good: Config, tmp_path: Path) -> None:
     whole, cut = evaluate(good).results, evaluate(replace(good, options=Options(seconds=1.0), out=tmp_path)).results
     assert cut["fingerprint"]["id"] != whole["fingerprint"]["id"] and cut["fingerprint"]["cut_to_seconds"] == 1
+
+
+@pytest.mark.parametrize(
+    "seconds, samples, frames, kept",
+    [(None, 24000, 24, 24000), (1.0, 24000, 16, 16000), (None, 40000, 32, 32000), (5.0, 0, 32, 0), (0.01, 32000, 1, 160)],
+)
+def test_picture_and_sound_are_cut_to_the_shorter(seconds: float | None, samples: int, frames: int, kept: int) -> None:
+    """32 frames at 16 fps beside sound at 16 kHz; without sound the picture stays whole."""
+    video = np.zeros((32, 4, 4, 3), np.uint8)
+    found = cut_clip(ClipData(video, np.zeros(samples, np.float32), 16.0, 16000), seconds)
+    assert (len(found.video), len(found.audio)) == (frames, kept)
 
 
 class Page(HTMLParser):
