@@ -229,7 +229,13 @@ def test_cut_to_seconds_is_another_evaluation(good: Config, tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     "seconds, samples, frames, kept",
-    [(None, 24000, 24, 24000), (1.0, 24000, 16, 16000), (None, 40000, 32, 32000), (5.0, 0, 32, 0), (0.01, 32000, 1, 160)],
+    [
+        (None, 24000, 24, 24000),
+        (1.0, 24000, 16, 16000),
+        (None, 40000, 32, 32000),
+        (5.0, 0, 32, 0),
+        (0.01, 32000, 1, 160),
+    ],
 )
 def test_picture_and_sound_are_cut_to_the_shorter(seconds: float | None, samples: int, frames: int, kept: int) -> None:
     """32 frames at 16 fps beside sound at 16 kHz; without sound the picture stays whole."""
