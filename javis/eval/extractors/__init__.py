@@ -17,6 +17,7 @@ from pathlib import Path
 
 from javis.eval.extractors.base import Extractor, Missing
 from javis.eval.extractors.table import TABLE
+from javis.eval.metrics.protocol import MetricProtocol
 
 __all__ = ["EXTRACTORS", "Extractor", "Missing", "find_extractor"]
 
@@ -24,7 +25,11 @@ EXTRACTORS = tuple(TABLE)
 
 
 def find_extractor(
-    name: str, weights_folder: str | os.PathLike[str] | None, device: str = "cpu"
+    name: str,
+    weights_folder: str | os.PathLike[str] | None,
+    device: str = "cpu",
+    *,
+    protocol: MetricProtocol = "corrected",
 ) -> Extractor | Missing:
     """The extractor ``name`` with the weights it finds in ``weights_folder/name``, or what to put there.
 
@@ -32,6 +37,7 @@ def find_extractor(
         name: one of `EXTRACTORS`.
         weights_folder: folder with one folder for each network (docs/metrics.md); None finds ``builtin`` only.
         device: where the network runs.
+        protocol: "official" prepares pictures as JavisBench does where that is an accident (I3D).
 
     Raises:
         ValueError: an unknown name.
@@ -47,5 +53,5 @@ def find_extractor(
         if not folder.is_dir() or not any(folder.iterdir()):
             return Missing(name, f"{entry.put} at {folder}")
     module = importlib.import_module(f"javis.eval.extractors.{name}")
-    made: Extractor | Missing = module.load(folder, device)
+    made: Extractor | Missing = module.load(folder, device, protocol)
     return made

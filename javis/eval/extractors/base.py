@@ -29,6 +29,10 @@ class Extractor:
         """Frames uint8 [T, H, W, 3] at ``fps`` -> float32 [N, D]: N = T (of every frame) or N = 1 (of the clip)."""
         raise self._cannot("video")
 
+    def embed_clip(self, frames: np.ndarray, fps: float) -> np.ndarray:
+        """Frames as above -> float32 [1, D] of the whole clip: the mean over frames if a network has no way of its own."""
+        return self.embed_video(frames, fps).mean(axis=0, keepdims=True)
+
     def embed_audio(self, waveform: np.ndarray, rate: int) -> np.ndarray:
         """Mono waveform float32 [samples] in [-1, 1] at ``rate`` Hz -> float32 [N, D]."""
         raise self._cannot("audio")

@@ -8,6 +8,8 @@ import numpy as np
 
 from javis.eval import frechet_features
 from javis.eval.extractors.base import Extractor, weights_hash
+from javis.eval.extractors.pictures import nearest_frames
+from javis.eval.metrics.protocol import MetricProtocol
 from javis.eval.onsets import Sound
 
 
@@ -25,9 +27,8 @@ class Builtin(Extractor):
         self.weights_hash = weights_hash([frechet_features.PATH])
 
     def embed_video(self, frames: np.ndarray, fps: float) -> np.ndarray:
-        count = max(2, round(len(frames) * frechet_features.FPS / fps))
-        nearest = np.minimum((np.arange(count) * fps / frechet_features.FPS).astype(int), len(frames) - 1)
-        raw = frechet_features.picture_features(frames[nearest])
+        shown = frames[nearest_frames(len(frames), fps, frechet_features.FPS)]
+        raw = frechet_features.picture_features(shown if len(shown) > 1 else np.repeat(shown, 2, axis=0))
         return self._projected({"picture": raw}, "picture")
 
     def embed_audio(self, waveform: np.ndarray, rate: int) -> np.ndarray:
@@ -42,5 +43,5 @@ class Builtin(Extractor):
         return frechet_features.reference().project(raw)[name].astype(np.float32)[None]
 
 
-def load(folder: Path | None, device: str) -> Builtin:
+def load(folder: Path | None, device: str, protocol: MetricProtocol) -> Builtin:
     return Builtin()

@@ -13,4 +13,10 @@ class Entry(NamedTuple):
 
 TABLE: dict[str, Entry] = {
     "builtin": Entry(""),
+    "i3d": Entry("i3d_pretrained_400.pt"),
+    "imagebind": Entry("imagebind_huge.pth and bpe_simple_vocab_16e6.txt.gz"),
+    "clip": Entry("the folder of openai/clip-vit-base-patch32"),
+    "clap": Entry("the folder of laion/clap-htsat-unfused"),
+    "synchformer": Entry("synchformer_state_dict.pth"),
+    "cavp": Entry("cavp_epoch66.ckpt"),
 }

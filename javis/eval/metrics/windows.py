@@ -13,8 +13,8 @@ IMAGEBIND_RATE = 16000  # Hz
 
 SYNC_SEGMENTS = 14  # of one window of Synchformer (4.8 s)
 SYNC_FPS, SYNC_RATE = 25, 16000
-_SEGMENT_FRAMES, _SEGMENT_FRAME_STRIDE = 16, 8  # 0.64 s at 25 fps
-_SEGMENT_SAMPLES, _SEGMENT_SAMPLE_STRIDE = 10240, 5120  # 0.64 s at 16 kHz
+SEGMENT_FRAMES, SEGMENT_FRAME_STRIDE = 16, 8  # 0.64 s at 25 fps
+SEGMENT_SAMPLES, SEGMENT_SAMPLE_STRIDE = 10240, 5120  # 0.64 s at 16 kHz
 
 
 class Windows(NamedTuple):
@@ -92,8 +92,8 @@ def _strided(length: int, size: int, stride: int) -> list[tuple[int, int]]:
 
 def desync_segments(video_frames: int, audio_samples: int) -> int:
     """Number of segments of 0.64 s, every 0.32 s, in a clip at 25 fps and 16 kHz; the shorter stream decides."""
-    frames = 1 + (video_frames - _SEGMENT_FRAMES) // _SEGMENT_FRAME_STRIDE
-    samples = 1 + (audio_samples - _SEGMENT_SAMPLES) // _SEGMENT_SAMPLE_STRIDE
+    frames = 1 + (video_frames - SEGMENT_FRAMES) // SEGMENT_FRAME_STRIDE
+    samples = 1 + (audio_samples - SEGMENT_SAMPLES) // SEGMENT_SAMPLE_STRIDE
     return max(0, min(frames, samples))
 
 
