@@ -253,5 +253,5 @@ def test_spectrum_of_cavp() -> None:
     # Ten times the amplitude is 20 dB, a fifth of the scale, where neither is clipped.
     louder = cavp_module.spectrum(np.float32(0.1) * tone())
     inside = (levels > 0.0) & (louder < 1.0)
-    assert inside.float().mean() > 0.1
+    assert inside.sum() > 100  # a tone fills a few bands
     np.testing.assert_allclose((louder - levels)[inside], 0.2, atol=1e-4)

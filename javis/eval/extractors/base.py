@@ -30,7 +30,7 @@ class Extractor:
         raise self._cannot("video")
 
     def embed_clip(self, frames: np.ndarray, fps: float) -> np.ndarray:
-        """Frames as above -> float32 [1, D] of the whole clip: the mean over frames if a network has no way of its own."""
+        """Frames as above -> float32 [1, D] of the clip: the mean over frames if a network has no way of its own."""
         return self.embed_video(frames, fps).mean(axis=0, keepdims=True)
 
     def embed_audio(self, waveform: np.ndarray, rate: int) -> np.ndarray:

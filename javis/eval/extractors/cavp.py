@@ -143,7 +143,7 @@ def _mel_filters() -> Tensor:
 
 
 def spectrum(wave: np.ndarray) -> Tensor:
-    """Samples [N] at 16 kHz -> levels in 0..1 [T, 128], T = 1 + (N - 1) // 250: 0.01 is 1 dB, a magnitude of 1 is 0.8."""
+    """Samples [N] at 16 kHz -> levels in 0..1 [1 + (N - 1) // 250, 128]: 0.01 is 1 dB, a magnitude of 1 is 0.8."""
     samples = torch.from_numpy(wave)[:-1] if len(wave) > 1 else torch.from_numpy(wave)
     spectra = torch.stft(
         samples, N_FFT, HOP, N_FFT, torch.hann_window(N_FFT), center=True, pad_mode="constant", return_complex=True

@@ -224,7 +224,9 @@ class Ast(nn.Module):
     def __init__(self, c: SynchformerConfig, patches: int) -> None:
         super().__init__()
         self.embeddings = SpectrumEmbeddings(c.width, patches)
-        self.encoder = nn.ModuleDict({"layer": nn.Sequential(*[SpectrumLayer(c.width, c.heads) for _ in range(c.layers)])})
+        self.encoder = nn.ModuleDict(
+            {"layer": nn.Sequential(*[SpectrumLayer(c.width, c.heads) for _ in range(c.layers)])}
+        )
         self.layernorm = nn.LayerNorm(c.width, eps=1e-12)
 
     def forward(self, x: Tensor) -> Tensor:
