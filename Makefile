@@ -90,9 +90,11 @@ native-cuda: $(VENV)/.installed-dev
 	JAVIS_NATIVE=1 JAVIS_CUDA_ARCHS="$(CUDA_ARCHS)" $(BIN)/python setup.py -q build_ext --inplace
 	$(BIN)/python -m javis.kernels.ptxas --folder build
 
-# docs/benchmarks.md and docs/roofline.png from the rows in benchmarks/results
+# docs/benchmarks.md, docs/experiments.md, the tables of docs/sync.md and docs/roofline.png from the rows in benchmarks/results
 docs: $(VENV)/.installed
 	$(BIN)/python benchmarks/tables.py
+	$(BIN)/python -m benchmarks.experiments_page
+	$(BIN)/python -m benchmarks.sync_page
 	$(BIN)/python -m benchmarks.roofline
 
 # Everything that needs a GPU, in sections of less than eight minutes that can be stopped and taken up again

@@ -24,8 +24,9 @@ from typing import Any
 
 from javis import bench
 from javis.bench import append_rows, environment
-from javis.data.feed import FeedPlan, has_dali, make_feeder
+from javis.data.feed import FeedPlan
 from javis.data.feed_base import OrderedFeeder
+from javis.data.feeders import has_dali, make_feeder
 from javis.data.manifest import ClipRow, Manifest
 from javis.media import write_clip
 from javis.timing import quantile

@@ -342,6 +342,7 @@ def fp8_section(rows: list[Row]) -> str:
 def page(rows: list[Row]) -> str:
     """The whole page."""
     from benchmarks.feeding_tables import feeding_sections
+    from benchmarks.javisbench_tables import javisbench_section
     from benchmarks.steps_tables import steps_section
     from benchmarks.train_tables import train_sections
 
@@ -367,6 +368,7 @@ def page(rows: list[Row]) -> str:
             HEAD.format(gpu="" if any(row.get("cuda") for row in rows) else " Nothing here was measured on a GPU."),
             eval_section([row for row in rows if row.get("kind") == "eval_world"]),
             steps_section([row for row in rows if str(row.get("kind")).startswith("eval_steps")], table, where),
+            javisbench_section([row for row in rows if row.get("kind") == "eval_javisbench"], table, where),
             sampling_section(benches["sample_clip"]),
             noise_section(benches["noise_levels"]),
             world_section(benches["world_speed"]),

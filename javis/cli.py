@@ -10,6 +10,7 @@ and errors in the arguments do not wait for torch.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -101,125 +102,19 @@ def _world_make(args: WorldMakeArgs) -> None:
         output().print(f"{result.directory}: {result.written} clips written, {result.skipped} were there already")
 
 
-def _sample() -> tuple[type, Run]:
-    from javis.clips import SampleArgs, main
+def _from(arguments: str, run: str | None = None) -> Callable[[], tuple[type, Run]]:
+    """Load a command's dataclass, "module:name"; ``run`` is its function, if that is not ``main`` of the same module.
 
-    return SampleArgs, main
+    The function's module is loaded when the arguments have been read: unusable ones do not wait for it.
+    """
+    module, name = arguments.split(":")
+    run_module, run_name = (run or f"{module}:main").split(":")
 
+    def call(args: Any) -> int | None:
+        found: int | None = getattr(importlib.import_module(run_module), run_name)(args)
+        return found
 
-def _plan() -> tuple[type, Run]:
-    from javis.plan import PlanArgs, main
-
-    return PlanArgs, main
-
-
-def _convert() -> tuple[type, Run]:
-    from javis.convert.command import ConvertArgs, main
-
-    return ConvertArgs, main
-
-
-def _fit_schedule() -> tuple[type, Run]:
-    from javis.fit_schedule import FitScheduleArgs, main
-
-    return FitScheduleArgs, main
-
-
-def _train_demo() -> tuple[type, Run]:
-    from javis.train.config import DemoTrainConfig
-    from javis.train.demo import main
-
-    return DemoTrainConfig, main
-
-
-def _train_audio() -> tuple[type, Run]:
-    from javis.train.recipes.config import AudioRecipe
-
-    return AudioRecipe, _train_recipe
-
-
-def _train_joint() -> tuple[type, Run]:
-    from javis.train.recipes.config import JointRecipe
-
-    return JointRecipe, _train_recipe
-
-
-def _train_overfit() -> tuple[type, Run]:
-    from javis.train.recipes.overfit import OverfitArgs, main
-
-    return OverfitArgs, main
-
-
-def _train_recipe(recipe: Any) -> int:
-    from javis.train.recipes.run import main
-
-    return main(recipe)
-
-
-def _train_prior() -> tuple[type, Run]:
-    from javis.train.prior_recipe import PriorRecipe
-
-    def run(recipe: PriorRecipe) -> int:
-        from javis.train.prior_run import main
-
-        return main(recipe)
-
-    return PriorRecipe, run
-
-
-def _train_distill() -> tuple[type, Run]:
-    from javis.train.distill import main
-    from javis.train.distill_config import DistillConfig
-
-    return DistillConfig, main
-
-
-def _data_make() -> tuple[type, Run]:
-    from javis.data.make_manifest import MakeArgs, main
-
-    return MakeArgs, main
-
-
-def _data_check() -> tuple[type, Run]:
-    from javis.data.doctor import CheckArgs, main
-
-    return CheckArgs, main
-
-
-def _data_shard() -> tuple[type, Run]:
-    from javis.data.shard_command import ShardArgs, main
-
-    return ShardArgs, main
-
-
-def _data_encode() -> tuple[type, Run]:
-    from javis.data.encode_command import EncodeArgs, main
-
-    return EncodeArgs, main
-
-
-def _eval_sync() -> tuple[type, Run]:
-    from javis.eval.folder import SyncArgs, main
-
-    return SyncArgs, main
-
-
-def _eval_world() -> tuple[type, Run]:
-    from javis.eval.world_command import EvalWorldArgs, main
-
-    return EvalWorldArgs, main
-
-
-def _eval_steps() -> tuple[type, Run]:
-    from javis.eval.steps_command import EvalStepsArgs, main
-
-    return EvalStepsArgs, main
-
-
-def _eval_negatives() -> tuple[type, Run]:
-    from javis.eval.negatives_command import EvalNegativesArgs, main
-
-    return EvalNegativesArgs, main
+    return lambda: (getattr(importlib.import_module(module), name), call)
 
 
 def _bench_kernels() -> tuple[type, Run]:
@@ -239,32 +134,89 @@ class Command:
 
 
 COMMANDS: dict[str, Command] = {
-    "sample": Command("make a clip with sound from a prompt, or many from a CSV file", _sample),
-    "plan": Command("tokens, FLOPs and memory of a clip before making it", _plan),
-    "convert": Command("official checkpoints into the folders of a javis checkpoint", _convert),
-    "fit-schedule": Command("timesteps of few steps that come nearest to many, for a checkpoint", _fit_schedule),
+    "sample": Command("make a clip with sound from a prompt, or many from a CSV file", _from("javis.clips:SampleArgs")),
+    "plan": Command(
+        "tokens, FLOPs and memory of a clip before making it", _from("javis.plan_args:PlanArgs", "javis.plan:main")
+    ),
+    "convert": Command(
+        "official checkpoints into the folders of a javis checkpoint", _from("javis.convert.command:ConvertArgs")
+    ),
+    "fit-schedule": Command(
+        "timesteps of few steps that come nearest to many, for a checkpoint",
+        _from("javis.fit_schedule:FitScheduleArgs"),
+    ),
     "doctor": Command("what is installed here, and which backends would run", lambda: (DoctorArgs, _doctor)),
     "world make": Command("clips of the synthetic world, with truth", lambda: (WorldMakeArgs, _world_make)),
-    "data make": Command("a manifest of the clips in a folder tree", _data_make),
-    "data check": Command("the data doctor: what is wrong with the clips of a manifest", _data_check),
-    "data shard": Command("clips of a manifest in tar files, local or at a URL", _data_shard),
-    "data encode": Command("latents and hidden states of a manifest's clips, stored for training", _data_encode),
-    "train demo": Command("train the built-in model from nothing", _train_demo),
-    "train audio": Command("stage 1: the audio branch, from the video branch's weights", _train_audio),
-    "train joint": Command("stage 3: what joins picture and sound", _train_joint),
-    "train overfit": Command("self test: learn one clip by heart and get it back", _train_overfit),
-    "train prior": Command("stage 2: the prior estimator, against asynchronous twins", _train_prior),
-    "train distill": Command("few-step students of a checkpoint", _train_distill),
-    "eval sync": Command("how well picture and sound agree, for a folder of clips", _eval_sync),
-    "eval world": Command("score a checkpoint on held-out prompts of the synthetic world", _eval_world),
-    "eval steps": Command("quality against steps on held-out prompts, teacher and student", _eval_steps),
-    "eval negatives": Command("which asynchronous twins of clips a prior estimator tells apart", _eval_negatives),
+    "data make": Command("a manifest of the clips in a folder tree", _from("javis.data.make_manifest:MakeArgs")),
+    "data check": Command(
+        "the data doctor: what is wrong with the clips of a manifest", _from("javis.data.doctor:CheckArgs")
+    ),
+    "data shard": Command(
+        "clips of a manifest in tar files, local or at a URL", _from("javis.data.shard_command:ShardArgs")
+    ),
+    "data encode": Command(
+        "latents and hidden states of a manifest's clips, stored for training",
+        _from("javis.data.encode_command:EncodeArgs"),
+    ),
+    "train demo": Command(
+        "train the built-in model from nothing", _from("javis.train.config:DemoTrainConfig", "javis.train.demo:main")
+    ),
+    "train audio": Command(
+        "stage 1: the audio branch, from the video branch's weights",
+        _from("javis.train.recipes.config:AudioRecipe", "javis.train.recipes.run:main"),
+    ),
+    "train joint": Command(
+        "stage 3: what joins picture and sound",
+        _from("javis.train.recipes.config:JointRecipe", "javis.train.recipes.run:main"),
+    ),
+    "train overfit": Command(
+        "self test: learn one clip by heart and get it back", _from("javis.train.recipes.overfit:OverfitArgs")
+    ),
+    "train prior": Command(
+        "stage 2: the prior estimator, against asynchronous twins",
+        _from("javis.train.prior_recipe:PriorRecipe", "javis.train.prior_run:main"),
+    ),
+    "train distill": Command(
+        "few-step students of a checkpoint",
+        _from("javis.train.distill_config:DistillConfig", "javis.train.distill:main"),
+    ),
+    "eval sync": Command(
+        "how well picture and sound agree, for a folder of clips", _from("javis.eval.folder:SyncArgs")
+    ),
+    "eval validate": Command(
+        "are offsets found and damaged clips ranked lower: the measures of synchrony against planted truth",
+        _from("javis.eval.validate_command:EvalValidateArgs"),
+    ),
+    "eval world": Command(
+        "score a checkpoint on held-out prompts of the synthetic world", _from("javis.eval.world_command:EvalWorldArgs")
+    ),
+    "eval steps": Command(
+        "quality against steps on held-out prompts, teacher and student",
+        _from("javis.eval.steps_command:EvalStepsArgs"),
+    ),
+    "eval negatives": Command(
+        "which asynchronous twins of clips a prior estimator tells apart",
+        _from("javis.eval.negatives_command:EvalNegativesArgs"),
+    ),
+    "eval javisbench": Command(
+        "JavisBench's metrics on samples of its prompts, by category",
+        _from("javis.eval.javisbench.command:JavisBenchArgs"),
+    ),
+    "eval gate": Command(
+        "does a checkpoint still do what was recorded of it", _from("javis.eval.gate_command:EvalGateArgs")
+    ),
+    "eval experiments": Command(
+        "do priors matter, what does attention see, and more (docs/experiments.md)",
+        _from("javis.eval.experiments.command:ExperimentsArgs"),
+    ),
+    "report": Command(
+        "one page of a training run, of clips or of an evaluation", _from("javis.report.command:ReportArgs")
+    ),
     "bench kernels": Command("microbenchmarks of the ops", _bench_kernels),
 }
 
 # What the design names, but this version does not have.
 LATER: dict[str, str] = {
-    "eval javisbench": "the evaluation harness (issue 8)",
     "bench ladder": "the latency ladder (issue 4)",
 }
 

@@ -6,20 +6,17 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from javis.clip_stages import STAGES
 from javis.media import samples_for
-from javis.plan import is_full_size
+from javis.plan_args import GBPS, TFLOPS, PlanArgs, is_full_size
 from javis.precision import read_keep
 from javis.prediction import RESERVED, Choice, Predictor, refuse_what_cannot_fit, smaller_sizes
 from javis.rates import Rates, from_rows, given, measure, read_rows
 from javis.stages import ClipSize, Parts, checkpoint_parts, folder_parts, official_parts
-
-if TYPE_CHECKING:
-    from javis.plan import PlanArgs
 
 OFFICIAL_SAMPLE_RATE = 16000
 
@@ -86,8 +83,6 @@ def _clip(args: PlanArgs, about: Mapping[str, Any], parts: Parts) -> ClipSize:
 
 def _rates(args: PlanArgs, predictor: Predictor, clip: ClipSize) -> tuple[dict[str, Rates], str]:
     """Rates of every stage, and where they come from: measured now, given, rows of the device, or the defaults."""
-    from javis.plan import GBPS, TFLOPS
-
     names = [stage for stage in STAGES if stage != "mux"]
     if args.measure:
         device = "cuda" if torch.cuda.is_available() else "cpu"

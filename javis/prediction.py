@@ -13,7 +13,7 @@ from javis.data.sizes import RATIO_NAMES, SIZES
 from javis.decode import Batches, VideoDecoder, choose_batches, decode_peak_bytes
 from javis.errors import UsageError
 from javis.model.video_vae import OpenSoraVideoCodec
-from javis.plan import Precision
+from javis.plan_args import Precision
 from javis.precision import kept_names, linear_names
 from javis.rates import Rates
 from javis.stages import ClipSize, Parts, StageTrace, peak_bytes, present, trace

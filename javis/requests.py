@@ -86,7 +86,7 @@ def read_requests(
     Raises:
         UsageError: not a readable CSV file, or no row of it is usable. The message names the lines.
     """
-    rows = _read_rows(path)
+    rows = read_rows(path)
     requests: list[ClipRequest] = []
     faults: list[Fault] = []
     stems: dict[str, int] = {}
@@ -116,7 +116,7 @@ def list_faults(faults: Sequence[Fault]) -> str:
     return f"{len(faults)} unusable row{'s' * (len(faults) > 1)}: {shown}{more}"
 
 
-def _read_rows(path: Path) -> list[tuple[int, Mapping[str, str] | str]]:
+def read_rows(path: Path) -> list[tuple[int, Mapping[str, str] | str]]:
     """Line numbers and cells by lower-case column name, or what is wrong with the row.
 
     "prompt" stands for either name of that column.

@@ -43,6 +43,12 @@ def part_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
+def origin(node: ast.ImportFrom, path: Path, root: Path) -> str:
+    """Full dotted name of what a file below ``root`` imports from."""
+    base = path.relative_to(root).with_suffix("").parts[: -node.level] if node.level else ()
+    return ".".join([*base, *filter(None, [node.module])])
+
+
 def imports(tree: ast.AST, path: Path) -> set[str]:
     """Full dotted names of everything imported anywhere below ``tree``."""
     names: set[str] = set()
@@ -50,10 +56,7 @@ def imports(tree: ast.AST, path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            module = node.module or ""
-            if node.level:
-                base = path.relative_to(ROOT).with_suffix("").parts[: -node.level]
-                module = ".".join([*base, *([module] if module else [])])
+            module = origin(node, path, ROOT)
             names |= {f"{module}.{alias.name}" for alias in node.names} | {module}
     return names
 
@@ -112,6 +115,88 @@ def test_the_scan_sees_a_breach() -> None:
         assert "kernels" in javis_parts(imports(ast.parse(code), path)), code
     assert eager(ast.parse("try:\n    import triton\nexcept ImportError:\n    pass"), path) == {"triton"}
     assert eager(ast.parse("def f():\n    import triton"), path) == set()
+
+
+# -- circles -----------------------------------------------------------------------------------------------------------
+
+
+def dotted(path: Path, root: Path) -> str:
+    """The name a file is imported by."""
+    parts = path.relative_to(root).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported_modules(root: Path) -> dict[str, set[str]]:
+    """For each module of the package ``root``/javis what it imports of it, anywhere: in functions as well, which an
+    import on first use is. Names for type checkers alone do not count."""
+    files = {dotted(path, root): path for path in sorted((root / "javis").rglob("*.py"))}
+    graph: dict[str, set[str]] = {}
+    for name, path in files.items():
+        found: set[str] = set()
+        pending: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+        while pending:
+            node = pending.pop()
+            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+                pending += node.orelse
+            elif isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                module = origin(node, path, root)
+                told = [f"{module}.{alias.name}" for alias in node.names]
+                found |= {full if full in files else module for full in told}  # a module, or a name in one
+            else:
+                pending += ast.iter_child_nodes(node)
+        graph[name] = (found & files.keys()) - {name}
+    return graph
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of modules that import each other, by Tarjan's algorithm."""
+    number: dict[str, int] = {}
+    lowest: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(name: str) -> None:
+        number[name] = lowest[name] = len(number)
+        stack.append(name)
+        for other in sorted(graph[name]):
+            if other not in number:
+                visit(other)
+                lowest[name] = min(lowest[name], lowest[other])
+            elif other in stack:
+                lowest[name] = min(lowest[name], number[other])
+        if lowest[name] == number[name]:
+            group = stack[stack.index(name) :]
+            del stack[stack.index(name) :]
+            if len(group) > 1:
+                found.append(sorted(group))
+
+    for name in graph:
+        if name not in number:
+            visit(name)
+    return found
+
+
+def test_no_circles() -> None:
+    """Not even by imports on first use: whoever reads a module can read what it stands on first."""
+    assert circles(imported_modules(ROOT)) == []
+
+
+def test_circles_are_seen(tmp_path: Path) -> None:
+    for name, code in {
+        "__init__": "",
+        "a": "import javis.b",
+        "b": "def f():\n    from javis.sub import c",
+        "sub/__init__": "",
+        "sub/c": "from ..a import name",
+        "d": "from javis.a import name\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from javis import e",
+        "e": "from javis.d import name",
+    }.items():
+        path = tmp_path / "javis" / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(code)
+    assert circles(imported_modules(tmp_path)) == [["javis.a", "javis.b", "javis.sub.c"]]
 
 
 def run(code: str, **environment: str) -> str:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from javis.data.manifest import is_url
+from javis.data.places import is_url
 from javis.media import mono_samples, samples_for
 
 if TYPE_CHECKING:

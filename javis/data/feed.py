@@ -1,12 +1,11 @@
 """Feeding: from files of a manifest to batches of frames, sound and log-mel.
 
 Read in this order: `FeedPlan` (what is wanted), `MediaBatch` (what comes out), `Feeder` (how it is asked for),
-`make_feeder` (which one does it). docs/data.md, section "Feeding", has the rules.
+`javis.data.feeders.make_feeder` (which one does it). docs/data.md, section "Feeding", has the rules.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,9 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from javis.data.buckets import BucketPlan
-    from javis.data.manifest import Manifest
 
-Backend = Literal["auto", "dali", "pyav"]
 MEL_BINS = 64  # of AudioLDM2 (javis.model.mel.MelConfig)
 
 
@@ -105,28 +102,3 @@ class Feeder(Protocol):
     def close(self) -> None:
         """End workers and let go of memory; can be called again."""
         ...
-
-
-def make_feeder(manifest: Manifest, plan: FeedPlan, backend: Backend = "auto") -> Feeder:
-    """The feeder of that name; "auto": DALI where it is installed, with PyAV for the files it cannot decode there.
-
-    Raises:
-        UsageError: unknown or unavailable backend (what to install is said), or no clip fits the plan.
-    """
-    if backend not in ("auto", "dali", "pyav"):
-        raise UsageError(f"there is no feeder {backend!r}; expected auto, dali or pyav")
-    if backend == "dali" or (backend == "auto" and has_dali()):
-        from javis.data.dali_feeder import DaliFeeder
-
-        return DaliFeeder(manifest, plan, fallback=backend == "auto")
-    from javis.data.pyav_feeder import PyAVFeeder
-
-    return PyAVFeeder(manifest, plan)
-
-
-def has_dali() -> bool:
-    """Whether NVIDIA DALI is installed."""
-    try:
-        return importlib.util.find_spec("nvidia.dali") is not None
-    except ModuleNotFoundError:  # nothing of that vendor
-        return False

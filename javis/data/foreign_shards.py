@@ -7,16 +7,14 @@ import re
 import tarfile
 import tempfile
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from javis.data.make_manifest import AUDIO, TEXT_KEYS, VIDEO
 from javis.data.manifest import COLUMNS, ClipRow
 from javis.data.probe import ClipFiles, measure
+from javis.data.shard_rows import Shard, ShardPlace, row_of
 from javis.data.store import Store
 from javis.errors import UsageError
-
-if TYPE_CHECKING:
-    from javis.data.shards import ShardedManifest
 
 _NAME = re.compile(r"((?:.*/)?[^.]+)\.([^/]*)")  # key and suffix, as webdataset splits them
 _NUMBERS = ("num_frames", "height", "width", "fps")
@@ -50,21 +48,19 @@ def _samples(tar: tarfile.TarFile) -> Iterator[_Sample]:
         yield current
 
 
-def index_foreign(cls: type[ShardedManifest], store: Store) -> ShardedManifest:
-    """The clips of all tar files at ``store``, in the order of their names.
+def index_foreign(store: Store) -> tuple[tuple[ClipRow, ...], str, tuple[Shard, ...], tuple[ShardPlace, ...]]:
+    """The clips of all tar files at ``store``, in the order of their names: rows, where, shards, places.
 
     Raises:
         UsageError: no tar file, a damaged one, or none with a video in it.
     """
-    from javis.data.shards import Shard, _Place, row_of
-
     names = store.names("*.tar")
     if not names:
         raise UsageError(
             f"{store.where} holds neither index.json nor tar files; expected what 'javis data shard' makes"
         )
     rows: list[ClipRow] = []
-    places: list[_Place] = []
+    places: list[ShardPlace] = []
     shards: list[Shard] = []
     for number, name in enumerate(names):
         count = 0
@@ -77,13 +73,13 @@ def index_foreign(cls: type[ShardedManifest], store: Store) -> ShardedManifest:
                             continue
                         count += 1
                         rows.append(row_of(store, name, sample.key, told))
-                        places.append(_Place(number, sample.places, told["members"]))
+                        places.append(ShardPlace(number, sample.places, told["members"]))
             except tarfile.TarError as error:
                 raise UsageError(f"{store.where}/{name} is not a whole tar file: {error}; copy it again") from None
         shards.append(Shard(name, count, store.size(name) or 0, store.sha256(name) or ""))
     if not rows:
         raise UsageError(f"the tar files at {store.where} hold no video; expected files such as KEY.mp4")
-    return cls(tuple(rows), store.where, tuple(shards), tuple(places))
+    return tuple(rows), store.where, tuple(shards), tuple(places)
 
 
 def _first(sample: _Sample, suffixes: tuple[str, ...]) -> str | None:

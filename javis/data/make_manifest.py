@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import tyro
 
 from javis.console import output, progress_bar
-from javis.data.manifest import COLUMNS, ClipRow, Manifest, is_url
+from javis.data.manifest import COLUMNS, SIDE_COLUMN, ClipRow, Manifest
 from javis.data.probe import ClipFacts, ClipFiles, measure
 from javis.data.workers import Failure, default_processes, isolated_map
 from javis.errors import FailedError, UsageError
@@ -26,7 +26,6 @@ VIDEO = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts"
 AUDIO = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac")  # the first that is there is taken
 TEXT_KEYS = ("text", "caption", "prompt")
 NAME_KEYS = ("relpath", "path", "video", "file", "id", "name")
-SIDE_COLUMN = "side"  # extra column: the json beside the clip, relative to the folder of the video
 
 
 class Skipped(NamedTuple):
@@ -43,15 +42,6 @@ class Made(NamedTuple):
     skipped: tuple[Skipped, ...]
     without_caption: int
     without_sound: int
-
-
-def side_path(row: ClipRow, column: str = SIDE_COLUMN) -> Path | None:
-    """The file that an extra column of a row names, below the folder of its video; None: none.
-
-    `javis world make` writes the truth of a clip there.
-    """
-    name = row.extra.get(column, "")
-    return Path(row.path).parent / name if name and not is_url(row.path) else None
 
 
 def scan(

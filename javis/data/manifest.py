@@ -9,12 +9,12 @@ import csv
 import io
 import math
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple, overload
 
+from javis.data.places import is_url, open_bytes
 from javis.errors import UsageError
 
 # In this order in the files. Where a name is absent here it is kept as an extra column.
@@ -22,7 +22,8 @@ COLUMNS = (
     "path", "id", "relpath", "num_frames", "height", "width", "aspect_ratio", "fps", "resolution", "audio_path",
     "audio_fps", "text",
 )  # fmt: skip
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # two letters at least: "C://" is a drive
+
+SIDE_COLUMN = "side"  # extra column: the json beside the clip, relative to the folder of the video
 
 
 @dataclass(frozen=True)
@@ -113,8 +114,6 @@ class Manifest(Sequence[ClipRow]):
         Raises:
             OSError: a file is not there. UsageError: a URL that cannot be opened.
         """
-        from javis.data.make_manifest import side_path
-        from javis.data.probe import open_bytes
 
         def read(path: str) -> bytes:
             with open_bytes(path) as file:
@@ -162,6 +161,15 @@ class Manifest(Sequence[ClipRow]):
         return Manifest(self.rows[index]) if isinstance(index, slice) else self.rows[index]
 
 
+def side_path(row: ClipRow, column: str = SIDE_COLUMN) -> Path | None:
+    """The file that an extra column of a row names, below the folder of its video; None: none.
+
+    `javis world make` writes the truth of a clip there.
+    """
+    name = row.extra.get(column, "")
+    return Path(row.path).parent / name if name and not is_url(row.path) else None
+
+
 def parse_manifest(path: str | os.PathLike[str]) -> ParsedManifest:
     """Every row of a CSV manifest, the broken ones too. Reads no media file.
 
@@ -194,11 +202,6 @@ def parse_manifest(path: str | os.PathLike[str]) -> ParsedManifest:
         raise UsageError(f"{path} line {reader.line_num} is not CSV: {error}; expected comma-separated rows") from None
     extras = tuple(name for name in header if name not in COLUMNS)
     return ParsedManifest(tuple(rows), tuple(lines), tuple(broken), extras)
-
-
-def is_url(path: str) -> bool:
-    """Whether ``path`` names something for fsspec and not a local file."""
-    return _URL.match(path) is not None
 
 
 def resolve(path: str, folder: Path) -> str:

@@ -53,7 +53,7 @@ def audio_add(
         alone = [t for t in added if all(abs(t - e) > TOLERANCE for e in events)]
         if added and len(alone) >= max(1, len(added) / 2):
             gain = level / loudest * 10 ** (rng.uniform(-3, 3) / 20)
-            mixed = waveform + np.float32(gain) * _moved(source, shift, len(waveform))
+            mixed = waveform + np.float32(gain) * moved(source, shift, len(waveform))
             mixed /= max(1.0, float(np.abs(mixed).max()))
             changes = {"seconds": shift / rate, "gain": round(gain, 4), "added": [round(t, 4) for t in added]}
             return Negative("audio_add", waveform=mixed.astype(np.float32), changes=changes)
@@ -120,9 +120,9 @@ def audio_shift(waveform: Waveform, rng: np.random.Generator, *, rate: int, even
         heard = [t for t in (e + shift / rate for e in events) if 0 <= t < duration]
 
         def make() -> Negative:
-            changed = _moved(waveform, shift, len(waveform))
+            changed = moved(waveform, shift, len(waveform))
             if shift < 0 and abs(changed[0]) > 0:
-                _fade(changed, 0, rate, rising=True)
+                fade(changed, 0, rate, rising=True)
             return Negative("audio_shift", waveform=changed, changes={"seconds": shift / rate})
 
         return heard, make
@@ -170,8 +170,8 @@ def audio_repeat(waveform: Waveform, rng: np.random.Generator, *, rate: int, eve
 
         def make() -> Negative:
             segment, rest = waveform[a:b].copy(), waveform[b:].copy()
-            _fade(segment, 0, rate, rising=True)
-            _fade(rest, 0, rate, rising=True)
+            fade(segment, 0, rate, rising=True)
+            fade(rest, 0, rate, rising=True)
             changed = np.concatenate([waveform[:b], segment, rest])[: len(waveform)]
             return Negative("audio_repeat", waveform=changed, changes={"begin": a / rate, "end": b / rate})
 
@@ -203,7 +203,7 @@ def audio_speed(waveform: Waveform, rng: np.random.Generator, *, rate: int, even
     return until_asynchronous("audio_speed", draw, events)
 
 
-def _moved(waveform: Waveform, shift: int, samples: int) -> Waveform:
+def moved(waveform: Waveform, shift: int, samples: int) -> Waveform:
     """``waveform`` that many samples later (earlier if negative) in ``samples`` samples, with silence around."""
     out: Waveform = np.zeros(samples, dtype=np.float32)
     begin, start = max(0, shift), max(0, -shift)
@@ -212,7 +212,7 @@ def _moved(waveform: Waveform, shift: int, samples: int) -> Waveform:
     return out
 
 
-def _fade(waveform: Waveform, at: int, rate: int, *, rising: bool) -> None:
+def fade(waveform: Waveform, at: int, rate: int, *, rising: bool) -> None:
     """Fade in (or out) over ``RAMP`` from sample ``at`` on, in place."""
     part = waveform[at : at + round(RAMP * rate)]
     ramp = np.linspace(0, 1, len(part), dtype=np.float32)

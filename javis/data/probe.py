@@ -12,14 +12,15 @@ import os
 import stat
 import statistics
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
-from javis.data.manifest import is_url
+from javis.data.places import is_url, open_bytes
 from javis.errors import UsageError
 
 if TYPE_CHECKING:
@@ -93,27 +94,6 @@ def measure(files: ClipFiles) -> ClipFacts:
         if picture is not None and not any(kind in ("truncated", "unreadable") for kind, _ in faults):
             _check_end(files, picture, sound, faults)
     return ClipFacts(picture, sound, digest.hexdigest() if files.decode else "", tuple(faults))
-
-
-@contextlib.contextmanager
-def open_bytes(path: str) -> Iterator[Any]:
-    """A seekable binary file of a local path or an fsspec URL.
-
-    Raises:
-        UsageError: fsspec, or what it needs for this kind of URL, is not installed.
-    """
-    if not is_url(path):
-        with open(path, "rb") as file:
-            yield file
-        return
-    try:
-        import fsspec
-
-        opened = fsspec.open(path, "rb")
-    except (ImportError, ValueError) as error:
-        raise UsageError(f"cannot open {path}: {error}; install 'javis[train]' and the package it names") from None
-    with opened as file:
-        yield file
 
 
 def _reason(error: BaseException) -> str:
@@ -204,49 +184,138 @@ def _frames(stream: Any, decode: bool) -> Iterator[Any]:
             yield packet
 
 
-def _picture(files: ClipFiles, faults: list[tuple[str, str]]) -> Picture | None:
-    import av
+class _Reader(ABC):
+    """Reads the first stream of a kind; whatever is wrong with it becomes a fault."""
 
-    times: list[float] = []
-    count, shape, header_fps, promised = 0, (0, 0), 0.0, 0
-    digest = hashlib.blake2b(digest_size=16)
-    try:
-        with _container(files.path) as container:
-            if not container.streams.video:
-                faults.append(("unreadable", f"{Path(files.path).name} has no video stream"))
-                return None
-            stream: Any = container.streams.video[0]
-            if stream.codec_context is None:
-                faults.append(("unreadable", f"{Path(files.path).name} has a video codec that FFmpeg does not know"))
-                return None
-            header_fps = float(stream.average_rate or 0)
-            promised = stream.frames
-            shape = (stream.codec_context.height, stream.codec_context.width)
-            try:
-                for frame in _frames(stream, files.decode):
-                    count += 1
-                    if frame.pts is not None:
-                        times.append(float(frame.pts * frame.time_base))
-                    if files.decode:
-                        if frame.is_corrupt:
-                            faults.append(("unreadable", f"frame {count - 1} is damaged"))
-                            break
-                        shape = (frame.height, frame.width)
-                        _update(digest, frame)
-            except av.error.FFmpegError as error:
-                faults.append(("unreadable", f"decoding stops at frame {count}: {_reason(error)}"))
-    except (av.error.FFmpegError, UsageError, OSError) as error:
-        faults.append(("unreadable", f"{Path(files.path).name}: {_reason(error)}"))
+    kind: ClassVar[Literal["video", "audio"]]
+    word: ClassVar[str]  # for the kind, in messages
+    missing: ClassVar[str]  # kind of fault where there is no such stream
+
+    def __init__(self, path: str, decode: bool, faults: list[tuple[str, str]]) -> None:
+        self.path, self.name, self.decode, self.faults = path, Path(path).name, decode, faults
+        self.digest = hashlib.blake2b(digest_size=16)
+
+    @abstractmethod
+    def begin(self, stream: Any) -> bool:
+        """Take note of the header; whether frames are wanted as well."""
+
+    @abstractmethod
+    def add(self, frame: Any) -> bool:
+        """Take note of a frame, or of a packet if nothing is decoded; whether to go on."""
+
+    @abstractmethod
+    def place(self) -> str:
+        """Which frame comes next, for messages."""
+
+    def read(self) -> bool:
+        """Whether there is such a stream in a container that can be read."""
+        import av
+
+        try:
+            with _container(self.path) as container:
+                streams: Any = getattr(container.streams, self.kind)
+                if not streams:
+                    return self._fault(self.missing, f"{self.name} has no {self.word} stream")
+                if streams[0].codec_context is None:
+                    return self._fault("unreadable", f"{self.name} has a {self.word} codec that FFmpeg does not know")
+                if self.begin(streams[0]):
+                    try:
+                        for frame in _frames(streams[0], self.decode):
+                            if not self.add(frame):
+                                break
+                    except av.error.FFmpegError as error:
+                        self._fault("unreadable", f"decoding stops at {self.place()}: {_reason(error)}")
+        except (av.error.FFmpegError, UsageError, OSError) as error:
+            return self._fault("unreadable", f"{self.name}: {_reason(error)}")
+        return True
+
+    def _fault(self, kind: str, what: str) -> bool:
+        self.faults.append((kind, what))
+        return False
+
+
+class _PictureReader(_Reader):
+    kind, word, missing = "video", "video", "unreadable"
+
+    def begin(self, stream: Any) -> bool:
+        self.header_fps, self.promised = float(stream.average_rate or 0), stream.frames
+        self.shape = (stream.codec_context.height, stream.codec_context.width)
+        self.times: list[float] = []
+        self.count = 0
+        return True
+
+    def add(self, frame: Any) -> bool:
+        self.count += 1
+        if frame.pts is not None:
+            self.times.append(float(frame.pts * frame.time_base))
+        if self.decode:
+            if frame.is_corrupt:
+                return self._fault("unreadable", f"frame {self.count - 1} is damaged")
+            self.shape = (frame.height, frame.width)
+            _update(self.digest, frame)
+        return True
+
+    def place(self) -> str:
+        return f"frame {self.count}"
+
+
+class _SoundReader(_Reader):
+    kind, word, missing = "audio", "sound", "no_audio"
+
+    def begin(self, stream: Any) -> bool:
+        self.rate, self.end = stream.rate, _promised_end(stream)
+        self.header_start = float((stream.start_time or 0) * (stream.time_base or 0))
+        self.start: float | None = None
+        self.samples, self.peak, self.is_finite = 0, 0.0, True
+        return self.decode  # packets say nothing of samples
+
+    def add(self, frame: Any) -> bool:
+        if self.start is None:
+            self.start = frame.time or 0.0
+        values = _values(frame)
+        self.samples += values.shape[1]
+        self.is_finite = self.is_finite and bool(np.isfinite(values).all())
+        self.peak = max(self.peak, float(np.abs(values).max(initial=0.0)))
+        self.digest.update(values.T.tobytes())  # frames of other lengths hold the same sound
+        return True
+
+    def place(self) -> str:
+        return f"sample {self.samples} of the sound"
+
+
+def _picture(files: ClipFiles, faults: list[tuple[str, str]]) -> Picture | None:
+    found = _PictureReader(files.path, files.decode, faults)
+    if not found.read():
         return None
-    if not count or 0 in shape:
+    if not found.count or 0 in found.shape:
         if not any(kind == "unreadable" for kind, _ in faults):
-            faults.append(("unreadable", f"{Path(files.path).name} has no frame"))
+            faults.append(("unreadable", f"{found.name} has no frame"))
         return None
-    fps, seconds, uneven = _pace(times, count, header_fps)
-    start = min(times, default=0.0)
-    if promised > count:
-        faults.append(("truncated", f"{count} of {promised} frames"))
-    return Picture(count, *shape, fps, header_fps, start, seconds, uneven, digest.hexdigest())
+    fps, seconds, uneven = _pace(found.times, found.count, found.header_fps)
+    start = min(found.times, default=0.0)
+    if found.promised > found.count:
+        faults.append(("truncated", f"{found.count} of {found.promised} frames"))
+    digest = found.digest.hexdigest()
+    return Picture(found.count, *found.shape, fps, found.header_fps, start, seconds, uneven, digest)
+
+
+def _sound(files: ClipFiles, faults: list[tuple[str, str]]) -> Sound | None:
+    found = _SoundReader(files.audio_path, files.decode, faults)
+    if not found.read():
+        return None
+    rate, end = found.rate, found.end
+    if not files.decode:
+        length = 0.0 if end is None else end - found.header_start
+        return Sound(round(length * rate), rate, 0.0, length, 0.0, True, "")
+    if not found.samples or not rate:
+        faults.append(("no_audio", f"{found.name} has no sound in it"))
+        return None
+    seconds, begin = found.samples / rate, found.start or 0.0
+    if end is not None and begin < end < begin + seconds:  # the rest fills up the last packet
+        seconds = end - begin
+    if end is not None and begin + seconds < end - 0.1:
+        faults.append(("truncated", f"sound ends at {begin + seconds:.3f} s, its header promises {end:.3f} s"))
+    return Sound(found.samples, rate, begin, seconds, found.peak, found.is_finite, found.digest.hexdigest())
 
 
 def _promised_end(stream: Any) -> float | None:
@@ -297,50 +366,6 @@ def _pace(times: list[float], count: int, header_fps: float) -> tuple[float, flo
         fps = header_fps  # time stamps are often whole milliseconds
     uneven = max(abs(step - median) for step in steps) / median if median > 0 else float("inf")
     return fps, span + 1 / fps, uneven
-
-
-def _sound(files: ClipFiles, faults: list[tuple[str, str]]) -> Sound | None:
-    import av
-
-    samples, peak, is_finite, rate, start = 0, 0.0, True, 0, None
-    digest = hashlib.blake2b(digest_size=16)
-    name = Path(files.audio_path).name
-    try:
-        with _container(files.audio_path) as container:
-            if not container.streams.audio:
-                faults.append(("no_audio", f"{name} has no sound stream"))
-                return None
-            stream: Any = container.streams.audio[0]
-            if stream.codec_context is None:
-                faults.append(("unreadable", f"{name} has a sound codec that FFmpeg does not know"))
-                return None
-            rate, limit = stream.rate, _promised_end(stream)
-            if not files.decode:
-                length = 0.0 if limit is None else limit - float((stream.start_time or 0) * (stream.time_base or 0))
-                return Sound(round(length * rate), rate, 0.0, length, 0.0, True, "")
-            try:
-                for frame in _frames(stream, True):
-                    if start is None:
-                        start = frame.time or 0.0
-                    values = _values(frame)
-                    samples += values.shape[1]
-                    is_finite = is_finite and bool(np.isfinite(values).all())
-                    peak = max(peak, float(np.abs(values).max(initial=0.0)))
-                    digest.update(values.T.tobytes())  # frames of other lengths hold the same sound
-            except av.error.FFmpegError as error:
-                faults.append(("unreadable", f"decoding the sound stops at sample {samples}: {_reason(error)}"))
-    except (av.error.FFmpegError, UsageError, OSError) as error:
-        faults.append(("unreadable", f"{name}: {_reason(error)}"))
-        return None
-    if not samples or not rate:
-        faults.append(("no_audio", f"{name} has no sound in it"))
-        return None
-    seconds, begin = samples / rate, start or 0.0
-    if limit is not None and begin < limit < begin + seconds:  # the rest fills up the last packet
-        seconds = limit - begin
-    if limit is not None and begin + seconds < limit - 0.1:
-        faults.append(("truncated", f"sound ends at {begin + seconds:.3f} s, its header promises {limit:.3f} s"))
-    return Sound(samples, rate, begin, seconds, peak, is_finite, digest.hexdigest())
 
 
 def _values(frame: av.AudioFrame) -> np.ndarray:

@@ -21,22 +21,15 @@ from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 from javis.data.excerpt import Place, Slice
-from javis.data.manifest import ClipMedia, ClipRow, Manifest
+from javis.data.foreign_shards import index_foreign
+from javis.data.manifest import ClipMedia, ClipRow, Manifest, side_path
+from javis.data.shard_rows import Shard, ShardPlace, row_of
 from javis.data.store import Store
 from javis.errors import FailedError, UsageError
 
 FORMAT, VERSION = "javis shards", 1
 INDEX = "index.json"
 SHARD_BYTES, SHARD_CLIPS = 1 << 30, 10_000
-
-
-class Shard(NamedTuple):
-    """A finished shard."""
-
-    name: str
-    clips: int
-    bytes: int
-    sha256: str
 
 
 class Written(NamedTuple):
@@ -83,7 +76,7 @@ def write_shards(
     """Write the clips of a manifest as shards; a second call goes on where the first stopped.
 
     Args:
-        manifest: the clips; a side file (`javis.data.make_manifest.side_path`) goes along.
+        manifest: the clips; a side file (`javis.data.manifest.side_path`) goes along.
         out: folder or fsspec URL.
         shard_bytes: a shard ends before the clip that would make it larger; one clip may be larger than that.
         shard_clips: most clips in a shard.
@@ -152,8 +145,6 @@ def _plan(manifest: Manifest, seed: int | None) -> list[_Planned]:
 
 
 def _clip(row: ClipRow, key: str) -> _Planned:
-    from javis.data.make_manifest import side_path
-
     names = {"video": _suffix(row.path) or "mp4"}
     members = [_Member(names["video"], row.path, Store.size_of(row.path))]
     if row.audio_path == row.path:
@@ -265,14 +256,6 @@ def _add(tar: tarfile.TarFile, info: tarfile.TarInfo, member: _Member) -> None:
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
-class _Place(NamedTuple):
-    """Where the bytes of a clip are: the shard, and per suffix offset and size."""
-
-    shard: int
-    places: dict[str, tuple[int, int]]
-    names: dict[str, str]
-
-
 @dataclass(frozen=True)
 class ShardedManifest(Manifest):
     """The clips of shards. Rows as in any manifest; their paths are fsspec URLs into the tar files.
@@ -282,7 +265,7 @@ class ShardedManifest(Manifest):
 
     where: str = ""
     shards: tuple[Shard, ...] = ()
-    places: tuple[_Place, ...] = ()
+    places: tuple[ShardPlace, ...] = ()
 
     @classmethod
     def open(cls, where: str | os.PathLike[str]) -> ShardedManifest:
@@ -299,13 +282,11 @@ class ShardedManifest(Manifest):
         if index is None:
             if store.names("shard-*.json"):
                 raise UsageError(f"the shards at {where} are not finished; run 'javis data shard' again")
-            from javis.data.foreign_shards import index_foreign
-
-            return index_foreign(cls, store)
+            return cls(*index_foreign(store))
         if index.get("format") != FORMAT or index.get("version") != VERSION:
             raise UsageError(f"{where}: {INDEX} is not of {FORMAT!r} version {VERSION}")
         rows: list[ClipRow] = []
-        places: list[_Place] = []
+        places: list[ShardPlace] = []
         shards: list[Shard] = []
         for number, told in enumerate(index["shards"]):
             shard = Shard(*(told[name] for name in Shard._fields))
@@ -318,7 +299,7 @@ class ShardedManifest(Manifest):
             for clip in record["clips"]:
                 own = {suffix: (place[0], place[1]) for suffix, place in clip["places"].items()}
                 rows.append(row_of(store, shard.name, clip["key"], clip["row"]))
-                places.append(_Place(number, own, clip["row"]["members"]))
+                places.append(ShardPlace(number, own, clip["row"]["members"]))
         return cls(tuple(rows), str(where), tuple(shards), tuple(places))
 
     @property
@@ -358,7 +339,7 @@ class ShardedManifest(Manifest):
         """Names of shards whose bytes are not those of the index; reads all of them."""
         return [shard.name for shard in self.shards if self.store.sha256(shard.name) != shard.sha256]
 
-    def _media(self, file: Any, place: _Place) -> ClipMedia:
+    def _media(self, file: Any, place: ShardPlace) -> ClipMedia:
         def read(role: str) -> bytes | None:
             suffix = place.names.get(role)
             if suffix is None or (role == "audio" and suffix == place.names["video"]):
@@ -376,25 +357,16 @@ class ShardedManifest(Manifest):
         return ClipMedia(video, read("audio"), read("side"))
 
 
-def is_sharded(where: str | os.PathLike[str]) -> bool:
-    """Whether ``javis data shard`` wrote what is at a folder or URL (and not ``javis data encode``)."""
+def holds_clips(where: str | os.PathLike[str]) -> bool:
+    """Whether `open_clips` is for what is at a path, folder or URL: a CSV file, or tar files, whoever wrote them, and
+    not what ``javis data encode`` wrote."""
     if os.fspath(where).endswith(".csv"):
-        return False
-    index = Store(where).read_json(INDEX)
-    return index is not None and index.get("format") == FORMAT
+        return True
+    store = Store(where)
+    index = store.read_json(INDEX)
+    return bool(store.names("*.tar")) if index is None else index.get("format") == FORMAT
 
 
 def open_clips(where: str | os.PathLike[str]) -> Manifest:
     """The clips of a CSV file, or of shards at a folder or URL."""
     return Manifest.read(where) if os.fspath(where).endswith(".csv") else ShardedManifest.open(where)
-
-
-def row_of(store: Store, shard: str, key: str, told: dict[str, Any]) -> ClipRow:
-    """The row that a shard tells, with URLs of its files."""
-
-    def url(role: str) -> str:
-        suffix = told["members"].get(role)
-        return "" if suffix is None else f"tar://{key}.{suffix}::{store.url(shard)}"
-
-    columns = {name: value for name, value in told.items() if name != "members"}
-    return ClipRow(path=url("video"), audio_path=url("audio"), **columns)

@@ -12,8 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from javis.data.manifest import is_url
-from javis.data.probe import open_bytes
+from javis.data.places import is_url, open_bytes
 from javis.errors import UsageError
 
 CHUNK = 1 << 20

@@ -11,20 +11,22 @@ import numpy as np
 import tyro
 
 from javis.console import output, progress_bar
-from javis.errors import UsageError
-from javis.eval.sync import PRIMARY, sync_report
+from javis.errors import FailedError, UsageError
+from javis.eval.sync import sync_report
+from javis.eval.sync_measures import Measures, remarks
+from javis.eval.sync_summary import summary
+from javis.eval.sync_truth import against_truth, true_events
 from javis.media import check_writable, read_clip, write_text
 from javis.world import parse_prompt
-
-_PRIMARY = f"{1000 * PRIMARY:g}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SyncArgs:
     """Detect events in picture and sound of every mp4 in a folder, and say how well they agree.
 
-    A json of the same name may hold the prompt ("caption" or "prompt"); events are then matched source by source. A wav
-    of the same name is the sound of an mp4 that has none.
+    A json of the same name may hold the prompt ("caption" or "prompt"); events are then matched source by source. If it
+    is the truth that `javis world make` writes, detections are compared with it. A wav of the same name is the sound of
+    an mp4 that has none. Clips that cannot be measured are named and counted, the rest is evaluated.
     """
 
     directory: tyro.conf.Positional[Path]
@@ -36,12 +38,15 @@ class SyncArgs:
 
 
 def sync_folder(directory: Path, *, use_prompts: bool = True, show_progress: bool = False) -> dict[str, Any]:
-    """Sync reports of all ``*.mp4`` in ``directory`` -> ``{"summary": ..., "clips": {name: report}}``, json values.
+    """Measure all ``*.mp4`` in ``directory``, json values.
 
-    The summary pools the matched pairs and events of all clips (``f1`` at one frame of 16 fps, offsets in ms).
+    Returns:
+        ``clips``: {name: `javis.eval.sync.sync_report` and ``sync_score``, ``offset``, ``av_align``, ``remarks``, and
+        ``truth`` where a side file has it}; ``skipped``: {name: why}; ``summary``: `javis.eval.sync_summary.summary`.
 
     Raises:
-        UsageError: no such folder, no mp4 in it, or a clip that cannot be read.
+        UsageError: no such folder, or no mp4 in it.
+        FailedError: none of its clips can be measured.
     """
     if not directory.is_dir():
         raise UsageError(f"no such folder: {directory}; expected a folder with mp4 files")
@@ -49,55 +54,72 @@ def sync_folder(directory: Path, *, use_prompts: bool = True, show_progress: boo
     if not paths:
         raise UsageError(f"{directory} holds no mp4; expected a folder that 'javis sample --prompts' has written")
     clips: dict[str, Any] = {}
+    skipped: dict[str, str] = {}
+    measured: list[Measures] = []
     with progress_bar("detecting events", len(paths) if show_progress else 1) as advance:
         for number, path in enumerate(paths, 1):
-            clip = read_clip(path)
-            audio, sample_rate = clip.audio, clip.sample_rate
-            if not len(audio):
-                audio, sample_rate = _wav(path.with_suffix(".wav"))
-            prompt = _prompt(path.with_suffix(".json")) if use_prompts else None
-            report = sync_report(clip.video, audio, clip.fps, sample_rate, prompt)
-            clips[path.name] = {"prompt": prompt, **report}
+            try:
+                clips[path.name], measures = _measure(path, use_prompts)
+                measured.append(measures)
+            except (UsageError, ValueError) as error:
+                skipped[path.name] = str(error)
             if show_progress:
                 advance(number)
-    return {"summary": _summary(list(clips.values())), "clips": clips}
+    if not clips:
+        name, reason = next(iter(skipped.items()))
+        raise FailedError(f"none of the {len(paths)} clips in {directory} can be measured; {name}: {reason}")
+    return {"summary": summary(list(clips.values()), measured, len(skipped)), "skipped": skipped, "clips": clips}
 
 
-def _summary(reports: list[dict[str, Any]]) -> dict[str, Any]:
-    offsets = [pair["offset_ms"] for report in reports for pair in report["matched"]]
-    scores = [report["f1"][_PRIMARY] for report in reports if report["f1"][_PRIMARY] is not None]
-    return {
-        "clips": len(reports),
-        "clips_with_events": len(scores),
-        "video_events": sum(len(report["video_events"]) for report in reports),
-        "audio_events": sum(len(report["audio_events"]) for report in reports),
-        "matched": len(offsets),
-        f"mean_f1_{_PRIMARY}ms": round(float(np.mean(scores)), 4) if scores else None,
-        "mean_abs_offset_ms": round(float(np.mean(np.abs(offsets))), 2) if offsets else None,
-        "mean_offset_ms": round(float(np.mean(offsets)), 2) if offsets else None,
+def _measure(path: Path, use_prompts: bool) -> tuple[dict[str, Any], Measures]:
+    """The report of one clip. Raises `UsageError` or ValueError if there is none."""
+    clip = read_clip(path)
+    audio, sample_rate = clip.audio, clip.sample_rate
+    if not len(audio):
+        audio, sample_rate = _wav(path.with_suffix(".wav"))
+    odd = remarks(clip.video, audio, clip.fps, sample_rate)
+    try:
+        facts = _side_file(path.with_suffix(".json"))
+    except ValueError:
+        facts = None
+        odd.append("unreadable json")
+    prompt = _prompt(facts) if use_prompts else None
+    measures = Measures.of(clip.video, audio, clip.fps, sample_rate)
+    report = {
+        "prompt": prompt,
+        **sync_report(clip.video, audio, clip.fps, sample_rate, prompt),
+        **measures.report(),
+        "fps": clip.fps,
+        "size": list(clip.video.shape[1:3]),
+        "remarks": odd,
     }
+    truth = true_events(facts)
+    if truth is not None:
+        report["truth"] = against_truth(truth, report)
+    return report, measures
 
 
 def _wav(path: Path) -> tuple[np.ndarray, int]:
     import soundfile
 
     if not path.is_file():
-        raise UsageError(f"{path.with_suffix('.mp4')} has no sound, and there is no {path.name} beside it")
+        raise UsageError(f"no sound, and there is no {path.name} beside it")
     try:
         audio, sample_rate = soundfile.read(path, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
         raise UsageError(f"cannot read {path}: {error}; expected a wav file") from None
+    if not len(audio):
+        raise UsageError(f"{path.name} holds no samples")
     return audio.mean(axis=1), int(sample_rate)
 
 
-def _prompt(path: Path) -> str | None:
+def _side_file(path: Path) -> Any:
+    """The json of a clip, None if there is none. Raises ValueError if it cannot be read."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _prompt(facts: Any) -> str | None:
     """The prompt in a clip's json if it has one in the words of the world, else None."""
-    if not path.is_file():
-        return None
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UsageError(f"{path} is not json ({error}); remove it or use --no-prompts") from None
     prompt = facts.get("caption") or facts.get("prompt") if isinstance(facts, dict) else None
     if not isinstance(prompt, str):
         return None
@@ -115,5 +137,18 @@ def main(args: SyncArgs) -> None:
     report = sync_folder(args.directory, use_prompts=args.prompts, show_progress=True)
     if args.json is not None:
         write_text(args.json, json.dumps(report, indent=1) + "\n")
-    for name, value in report["summary"].items():
-        output().print(f"{name:22s}{'-' if value is None else value}")
+    for line in _lines(report["summary"]):
+        output().print(line)
+    for name, reason in report["skipped"].items():
+        output(stderr=True).print(f"skipped {name}: {reason}")
+
+
+def _lines(figures: dict[str, Any], name: str = "") -> list[str]:
+    """Nested figures as lines of "a.b   figure"; an interval is one figure."""
+    lines = []
+    for key, value in figures.items():
+        if isinstance(value, dict):
+            lines += _lines(value, f"{name}{key}.")
+        else:
+            lines.append(f"{name + key:34s}{'-' if value is None else value}")
+    return lines

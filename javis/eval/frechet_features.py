@@ -150,12 +150,16 @@ class Reference:
     gaussians: Mapping[str, Gaussian]
 
     def project(self, raw: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Feature vectors of one clip, by set: picture [24], sound [24], both [32]."""
+        """Feature vectors of one clip, by set: picture [24], sound [24], both [32]; those whose parts ``raw`` has."""
         scaled = {
-            name: BOUND * np.tanh((raw[name] - mean) / (BOUND * spread)) for name, (mean, spread) in self.scales.items()
+            name: BOUND * np.tanh((raw[name] - mean) / (BOUND * spread))
+            for name, (mean, spread) in self.scales.items()
+            if name in raw
         }
         found: dict[str, np.ndarray] = {}
         for number, (name, parts) in enumerate(PARTS.items()):
+            if not all(part in scaled for part, _ in parts):
+                continue
             found[name] = np.concatenate(
                 [
                     _projection(10 * number + k, rows, len(scaled[part])) @ scaled[part]

@@ -50,7 +50,7 @@ def main(args: EvalNegativesArgs) -> None:
     for path in (args.json, args.append):
         if path is not None:
             check_writable(path)
-    report = _measure(args)
+    report = measured(args)
     if args.json is not None:
         write_text(args.json, json.dumps(report, indent=1) + "\n")
     if args.append is not None:
@@ -59,7 +59,7 @@ def main(args: EvalNegativesArgs) -> None:
     _print(report)
 
 
-def _measure(args: EvalNegativesArgs) -> dict[str, Any]:
+def measured(args: EvalNegativesArgs) -> dict[str, Any]:
     import torch
 
     from javis.bench_environment import environment

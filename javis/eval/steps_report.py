@@ -108,12 +108,12 @@ def row_of(point: Point, facts: Mapping[str, Any]) -> dict[str, Any]:
         "options": dict(point.setting.options),
         "used": dict(point.used),
         "clips": {name: len(chosen) for name, chosen in kinds.items()},
-        "f1": _figure(f1_of(clips)),
-        "f1_by_kind": {name: _figure(f1_of(chosen)) for name, chosen in kinds.items() if name != "silent"},
+        "f1": figure_of(f1_of(clips)),
+        "f1_by_kind": {name: figure_of(f1_of(chosen)) for name, chosen in kinds.items() if name != "silent"},
         "shuffled_f1": _rounded(shuffled_f1(clips)),
-        "mean_abs_offset_ms": _figure(offset_of(clips), 2),
-        "accuracy": _figure(accuracy_of(clips)),
-        "accuracy_of": {name: _figure(accuracy_of(clips, [name])) for name in CAPTION},
+        "mean_abs_offset_ms": figure_of(offset_of(clips), 2),
+        "accuracy": figure_of(accuracy_of(clips)),
+        "accuracy_of": {name: figure_of(accuracy_of(clips, [name])) for name in CAPTION},
         "silent_with_sound": _rounded(_mean([float(c.measured.onsets > 0) for c in kinds["silent"]])),
         "frechet": {name: _jackknifed(frechet_of(clips, name)) for name in SETS},
         "seconds_per_clip": _rounded(_mean(seconds)),
@@ -124,7 +124,7 @@ def row_of(point: Point, facts: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _figure(ratio: Ratio, digits: int = 4) -> dict[str, float] | None:
+def figure_of(ratio: Ratio, digits: int = 4) -> dict[str, float] | None:
     value, ends = ratio.value, ratio.interval()
     if value is None or ends is None:
         return None

@@ -57,7 +57,8 @@ def sync_report(
     Returns:
         Plain json values: ``video_events`` and ``audio_events`` (``time_s``, ``strength``, and which source),
         ``matched`` (at one frame of 16 fps, with ``offset_ms`` = sound minus picture), ``f1`` by tolerance in ms (None
-        if there is no event at all), ``mean_abs_offset_ms``, ``mean_offset_ms`` (None without a match) and
+        if there is no event at all), ``event_counts`` (seen and heard together, of what F1 is about),
+        ``count_error`` (heard less seen), ``mean_abs_offset_ms``, ``mean_offset_ms`` (None without a match) and
         ``confidence`` in 0..1: the F1 at one frame, lowered where few events speak for it.
 
     Raises:
@@ -118,16 +119,19 @@ def _agreement(
                 }
             )
     f1: dict[str, float | None] = {}
-    events = 0
+    events = more_heard = 0
     for tolerance in TOLERANCES:
         counts = [count_events(times(seen, group), times(heard, group), tolerance) for group in groups]
         events = sum(c.reference + c.other for c in counts)
+        more_heard = sum(c.other - c.reference for c in counts)
         f1[f"{1000 * tolerance:g}"] = round(2 * sum(c.matched for c in counts) / events, 4) if events else None
     offsets = [pair["offset_ms"] for pair in matched]
     primary = f1[f"{1000 * PRIMARY:g}"]
     return {
         "matched": matched,
         "f1": f1,
+        "event_counts": events,
+        "count_error": more_heard,
         "mean_abs_offset_ms": round(float(np.mean(np.abs(offsets))), 2) if offsets else None,
         "mean_offset_ms": round(float(np.mean(offsets)), 2) if offsets else None,
         # One matched pair may be luck, four are not: 1 - 2^-pairs.

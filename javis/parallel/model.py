@@ -7,25 +7,25 @@ norms, MLPs, is local to a token, except the bidirectional attention (bidirectio
 
 Guidance parallel ("cfg"): the conditional and the unconditional half of the batch are computed by different ranks.
 
-The model itself knows nothing of it: the switches are forward hooks of its temporal blocks.
+The model itself knows nothing of it: the switches are hooks (hooks.py). For training see training.py.
 """
 
 from __future__ import annotations
 
 import weakref
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from javis.errors import UsageError
-from javis.model.blocks import StepState
+from javis.model.blocks import Stream
 from javis.model.config import JavisDiTConfig
 from javis.model.dit import Conditioning, JavisDiT, Velocity, _frame_mask
-from javis.parallel.bidirectional import Partial, partial_for, sharded_attention
-from javis.parallel.collectives import exchange, gather, span, split_sizes
-from javis.parallel.shards import Shard, shard_condition
+from javis.parallel.collectives import gather, span, split_sizes
+from javis.parallel.hooks import SequenceHooks
+from javis.parallel.shards import Shard, divided, shard_condition
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -62,10 +62,8 @@ class ParallelJavisDiT(nn.Module):
             raise ValueError(f"the mesh has dimensions {mesh.mesh_dim_names}; expected 'cfg' and 'seq' among them")
         self.model, self.shard_audio = model, shard_audio
         self.cfg, self.seq = mesh.get_group("cfg"), mesh.get_group("seq")
-        self._streams: dict[str, tuple[Shard, Tensor | None]] = {}  # of the denoising step in work
         self._last: tuple[weakref.ref[Conditioning], _Share] | None = None
-        if self.seq.size() > 1:
-            self._install()
+        self._hooks = SequenceHooks(model, self.seq, ("video", "audio") if shard_audio else ("video",))
 
     @property
     def config(self) -> JavisDiTConfig:
@@ -123,8 +121,7 @@ class ParallelJavisDiT(nn.Module):
             tokens = _frame_mask(mask, len(video), latents.shape[2], patch)  # checks it, too
             streams[name] = (shard, None if tokens is None else tokens[row])
             masks[f"{name}_mask"] = None if mask is None else mask[row, shard.latents]
-        self._streams = streams  # from here on the hooks exchange tokens
-        try:
+        with self._hooks.sharing(streams):  # the hooks exchange tokens
             out = self.model.denoise(
                 video[row, :, share.video.latents],
                 audio[row, :, share.audio.latents],
@@ -133,8 +130,6 @@ class ParallelJavisDiT(nn.Module):
                 end=None if end is None else end[row],
                 **masks,
             )
-        finally:
-            self._streams = {}
         return Velocity(self._whole(out.video, share.video, share), self._whole(out.audio, share.audio, share))
 
     def forward(self, *args: Any, **kwargs: Any) -> Velocity:
@@ -170,67 +165,10 @@ class ParallelJavisDiT(nn.Module):
         if self._last is not None and self._last[0] is condition:
             self._last = None
 
-    def _shard(self, stream: str, sizes: tuple[int, ...], grid: tuple[int, ...], divided: bool) -> Shard:
-        ranks, rank = self.seq.size(), self.seq.rank()
-        patch = (self.config.video_patch if stream == "video" else self.config.audio_patch)[0]
-        shard = Shard.of(sizes[0], patch, grid, ranks, rank) if divided else Shard.of(sizes[0], patch, grid, 1, 0)
-        if 0 in (*shard.frames, *shard.places):
-            raise UsageError(
-                f"{ranks} processes cannot share {grid[0]} frames x {sum(shard.places)} places of {stream} tokens; "
-                f"use at most {min(grid[0], sum(shard.places))}"
-            )
-        return shard
+    def _shard(self, stream: Stream, sizes: tuple[int, ...], grid: tuple[int, ...], shared: bool) -> Shard:
+        return divided(self.config, stream, sizes, grid, self.seq.size() if shared else 1, self.seq.rank())
 
     def _whole(self, x: Tensor, shard: Shard, share: _Share) -> Tensor:
         if len(shard.frames) > 1:
             x = gather(x, 2, shard.latent_sizes, self.seq)
         return gather(x, 0, share.rows, self.cfg) if len(share.rows) > 1 else x
-
-    # -- hooks --------------------------------------------------------------------------------------------------------
-
-    def _install(self) -> None:
-        for layer in self.model._layers:
-            for stream in ("video", "audio") if self.shard_audio else ("video",):
-                block = cast(nn.Module, getattr(layer, f"{stream}_temporal"))
-                block.register_forward_pre_hook(self._to_places(stream))
-                block.register_forward_hook(self._to_frames(stream))
-            if layer.bidirectional is not None:
-                attend = self._bidirectional(layer.bidirectional.ops.bidirectional_attention)
-                layer.bidirectional.ops = replace(layer.bidirectional.ops, bidirectional_attention=attend)
-
-    def _to_places(self, stream: str) -> Any:
-        def hook(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-            if stream not in self._streams:
-                return None  # the model is used by itself
-            (shard, mask), (x, step, *rest) = self._streams[stream], args
-            assert isinstance(step, StepState)
-            x = x.unflatten(1, (step.frames, -1))
-            x = exchange(x, split=2, out_sizes=shard.places, join=1, in_sizes=shard.frames, group=self.seq)
-            return x.flatten(1, 2), replace(step, frames=sum(shard.frames), frame_mask=mask), *rest
-
-        return hook
-
-    def _to_frames(self, stream: str) -> Any:
-        def hook(_: nn.Module, __: tuple[Any, ...], x: Tensor) -> Tensor | None:
-            if stream not in self._streams:
-                return None
-            shard = self._streams[stream][0]
-            x = x.unflatten(1, (sum(shard.frames), -1))
-            x = exchange(x, split=1, out_sizes=shard.frames, join=2, in_sizes=shard.places, group=self.seq)
-            return x.flatten(1, 2)
-
-        return hook
-
-    def _bidirectional(self, alone: Any) -> Any:
-        partial: Partial = partial_for(alone)
-
-        def attend(q_video: Tensor, q_audio: Tensor, v_video: Tensor, v_audio: Tensor, num_heads: int) -> Any:
-            if not self._streams:
-                return alone(q_video, q_audio, v_video, v_audio, num_heads)
-            shard = self._streams["audio"][0]
-            tokens = [frames * sum(shard.places) for frames in shard.frames] if self.shard_audio else None
-            return sharded_attention(
-                partial, q_video, q_audio, v_video, v_audio, num_heads, audio_sizes=tokens, group=self.seq
-            )
-
-        return attend

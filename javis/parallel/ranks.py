@@ -153,6 +153,15 @@ def make_mesh(cfg: int, seq: int) -> DeviceMesh:
     return init_device_mesh("cuda" if cuda else "cpu", sizes, mesh_dim_names=names)
 
 
+def data_place(place: Rank, seq: int) -> Rank:
+    """Which share of the data a process trains on, where ``seq`` neighbours have the same clips: place among shares.
+
+    Raises:
+        UsageError: ``seq`` does not divide the number of processes.
+    """
+    return Rank(place.rank // seq, clip_groups(place.world, 1, seq), place.local_rank)
+
+
 def clip_groups(world: int, cfg: int, seq: int) -> int:
     """How many groups of ``cfg * seq`` processes there are among ``world``."""
     if cfg not in (1, 2):

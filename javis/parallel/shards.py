@@ -8,6 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
+from javis.errors import UsageError
+from javis.model.blocks import Stream
+from javis.model.config import JavisDiTConfig
 from javis.model.dit import Conditioning, LayerCondition
 from javis.model.ops import Rope
 from javis.parallel.collectives import span, split_sizes
@@ -38,6 +41,24 @@ class Shard:
         sizes = [end - start for start, end in zip([0, *ends], ends, strict=False)]
         places = split_sizes(math.prod(grid[1:]), ranks)
         return cls(frames, places, sizes, span(frames, rank), span(sizes, rank))
+
+
+def divided(
+    config: JavisDiTConfig, stream: Stream, sizes: tuple[int, ...], grid: tuple[int, ...], ranks: int, rank: int
+) -> Shard:
+    """The part of a stream with latents of ``sizes`` and tokens in ``grid`` that ``rank`` of ``ranks`` holds.
+
+    Raises:
+        UsageError: fewer frames or places than ranks.
+    """
+    patch = (config.video_patch if stream == "video" else config.audio_patch)[0]
+    shard = Shard.of(sizes[0], patch, grid, ranks, rank if ranks > 1 else 0)
+    if 0 in (*shard.frames, *shard.places):
+        raise UsageError(
+            f"{ranks} processes cannot share {grid[0]} frames x {sum(shard.places)} places of {stream} tokens; "
+            f"use at most {min(grid[0], sum(shard.places))}"
+        )
+    return shard
 
 
 def shard_condition(condition: Conditioning, row: slice, video: Shard, audio: Shard) -> Conditioning:

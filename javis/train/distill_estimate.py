@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from javis.plan import TFLOPS, PlanArgs, plan
+from javis.plan import plan
+from javis.plan_args import TFLOPS, PlanArgs
 from javis.train.distill_config import WITH_GRADIENT, DistillConfig, parse_path
 
 # Evaluations of a model, per sample of training: the student's forward and backward pass count three.

@@ -12,16 +12,18 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torch.distributed.tensor import DTensor
 
 from javis.errors import FailedError, UsageError
+from javis.parallel.ranks import Rank, data_place
 from javis.train.distributed_checkpoint import Checkpoints, entries
 from javis.train.engine_config import EngineConfig
 from javis.train.nonfinite import NonFiniteGuard
@@ -33,15 +35,17 @@ from javis.train.sharding import (
     LOW_PRECISION,
     checkpoint_activations,
     is_sharded,
+    make_sequence_mesh,
     make_training_mesh,
     shard,
     synchronise_gradients,
     whole,
 )
+from javis.train.shared_source import SharedSource
 
 
 class BatchSource(Protocol):
-    """Batches of this process."""
+    """Batches of this process; with ``sequence_parallel`` of all processes that share its clips (`data_place`)."""
 
     def next(self) -> dict[str, Any]:
         """This rank's batch of the next step (with accumulation: of the next part of one); the same after the same
@@ -69,6 +73,16 @@ class TrainTask(Protocol):
     def blocks(self) -> list[nn.Module]:
         """Units of sharding and of activation checkpointing, in the order they run. Each is called by its ``forward``:
         layers of JavisDiT, or its `javis.train.sharding.called_blocks` if ``condition`` and ``denoise`` are called."""
+        ...
+
+
+class SharingTask(TrainTask, Protocol):
+    """A task that can be trained with ``sequence_parallel``."""
+
+    def share_tokens(self, group: ProcessGroup) -> Callable[[], object]:
+        """Let ``forward`` of the module share its tokens with the ranks of ``group``, which are given the same batch;
+        what is returned undoes it. Each must return the loss of the whole batch; the gradients that it leaves are its
+        share, of which the engine makes the sum."""
         ...
 
 
@@ -133,12 +147,10 @@ class Trainer:
         *,
         resolved: Mapping[str, Any] | None = None,
     ) -> None:
-        if config.sequence_parallel > 1:
-            raise UsageError(
-                "sequence_parallel is for sampling: the exchanges of javis/parallel carry no gradients; use 1 "
-                "(docs/training.md, 'Engine', says what is missing)"
-            )
-        self.task, self.source, self.config, self.callbacks = task, source, config, tuple(callbacks)
+        if config.sequence_parallel > 1 and not hasattr(task, "share_tokens"):
+            raise UsageError(f"{type(task).__name__} cannot share the tokens of a clip; use sequence_parallel 1")
+        self.task, self.config, self.callbacks = task, config, tuple(callbacks)
+        self.source: BatchSource = source
         self.resolved = {"engine": dataclasses.asdict(config)} | dict(resolved or {})
         self.module, self.step, self.seconds = task.module, 0, 0.0
         self.window: dict[str, float] = {}  # sums since the last row of the log
@@ -189,7 +201,8 @@ class Trainer:
         stack.push(self._leave)  # also if what follows cannot run here
         self.sharded = is_sharded(c, p.world, p.device)
         self.folder = stack.enter_context(RunFolder(c.out, self.resolved, p))
-        seed_everything(c.seed + p.rank)
+        self.place = data_place(Rank(p.rank, p.world), c.sequence_parallel)
+        seed_everything(c.seed + self.place.rank)
         self.module.to(p.device)
         same_weights(self.module, p)
         blocks = self.task.blocks()
@@ -197,6 +210,10 @@ class Trainer:
             from javis.train.fp8_training import train_in_fp8
 
             train_in_fp8(blocks, c.precision, p.device)
+        if c.sequence_parallel > 1:
+            group = make_sequence_mesh(p.world, c.sequence_parallel, p.device).get_group("seq")
+            stack.callback(cast(SharingTask, self.task).share_tokens(group))
+            self.source = SharedSource(self.source, group, p.device)
         stack.callback(checkpoint_activations(blocks, c))
         if self.sharded:
             shard(self.module, blocks, make_training_mesh(p.world, c.replicas, p.device), c)
@@ -226,6 +243,8 @@ class Trainer:
     def _step(self) -> bool:
         """One step of the optimizer, or a skipped one; whether any process was asked to stop."""
         c, p = self.config, self.processes
+        # Reduced gradients are means over all processes. Those that share clips have shares of a sum.
+        scale = c.sequence_parallel / c.accumulation
         values: dict[str, Any] = {}
         parts: list[tuple[dict[str, Any], Tensor]] = []
         for part in range(c.accumulation):
@@ -233,7 +252,7 @@ class Trainer:
             synchronise_gradients(self.module, part == c.accumulation - 1)
             with torch.autocast(p.device.type, torch.bfloat16, enabled=c.precision == "autocast"):
                 losses: dict[str, Tensor] = self.module(to_device(batch, p.device))
-            (losses["loss"] / c.accumulation).backward()
+            (losses["loss"] * scale).backward()
             parts.append((batch, losses["loss"].detach().isfinite()))
             for name, value in losses.items():
                 values[name] = values.get(name, 0.0) + value.detach().double() / c.accumulation
@@ -308,6 +327,7 @@ class Trainer:
             "skipped": [self.guard.total, self.guard.in_a_row],
             "window": self.window,
             "seconds": self.seconds,
+            "sequence_parallel": self.config.sequence_parallel,
         }
         tensors = self._tensors() | {f"optimizer.{name}": x for name, x in moments.items()}
         texts = {"state.json": json.dumps(state), "config.json": self.folder.config_text}
@@ -345,15 +365,15 @@ class Trainer:
         self.step = int(json.loads((found / "checkpoint.json").read_text(encoding="utf-8"))["step"])
         self.guard.total, self.guard.in_a_row = state["skipped"]
         self.window, self.seconds = state["window"], state["seconds"]
-        ranks, rank = state["ranks"], self.processes.rank
-        same = len(ranks) == self.processes.world
+        shares, (rank, world, _) = state["ranks"][:: state.get("sequence_parallel", 1)], self.place
+        same = len(shares) == world
         if same:
-            set_random_state(ranks[rank]["random"])
-        else:  # what each rank would have drawn cannot be known; it is new, and the same in every such resume
-            seed_everything(hash((self.config.seed, self.step, self.processes.world)) % 2**31 + rank)
-        self.source.load_state_dict(ranks[rank if same else 0]["source"])
+            set_random_state(shares[rank]["random"])
+        else:  # what each share would have drawn cannot be known; it is new, and the same in every such resume
+            seed_everything(hash((self.config.seed, self.step, world)) % 2**31 + rank)
+        self.source.load_state_dict(shares[rank if same else 0]["source"])
         self.folder.begin_log(self.step)
-        self.folder.say_resumed(found, self.step, len(ranks))
+        self.folder.say_resumed(found, self.step, len(state["ranks"]))
 
 
 __all__ = ["BatchSource", "Callback", "EngineConfig", "TrainTask", "Trainer", "learning_rate", "to_device"]

@@ -26,7 +26,7 @@ class EngineConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto: a GPU if there is one."""
     seed: int = 0
-    """Of the generators of python, numpy and torch; rank r has seed + r."""
+    """Of the generators of python, numpy and torch; share r of the data has seed + r."""
     accumulation: int = 1
     """Batches of each process in a step."""
     optimizer: Optimizer = "adamw"
@@ -58,7 +58,8 @@ class EngineConfig:
     replicas: int = 1
     """Groups of processes, each of which holds all weights (hybrid sharding); 1: all processes share one copy."""
     sequence_parallel: int = 1
-    """Processes that share the tokens of a clip. Not in training yet: docs/training.md says what is missing."""
+    """Processes that share the tokens of the same clips, for clips whose activations are too many for one GPU; divides
+    the number of processes. The stages audio and joint."""
     save_every: int = 500
     """Steps between checkpoints; there is one at the end, too. 0: at the end only."""
     keep: int = 3

@@ -1,37 +1,53 @@
-"""Stage 2 on files: clips of a manifest, their negatives made as they come (javis/data/negatives_clip.py)."""
+"""Stage 2 on files, a manifest or shards: negatives are made as the clips come (javis/data/negatives_clip.py)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from javis.data.feed import Feeder, MediaBatch, make_feeder
-from javis.data.manifest import Manifest
+from javis.data.buckets import BucketPlan
+from javis.data.feed import Feeder, MediaBatch
 from javis.data.negatives import KINDS, Negative, NoNegative
 from javis.data.negatives_clip import Clip, Material, describe, make_negative, material_of
+from javis.data.shards import holds_clips
+from javis.errors import UsageError
 from javis.train.prior_latents import draw_kinds, with_negatives
 from javis.train.prior_task import gather
 from javis.train.recipes.config import Draws
 from javis.train.recipes.sources import ClipEncoder, FeederSource
 
 if TYPE_CHECKING:
-    from javis.pipeline import JavisPipeline
     from javis.train.prior_recipe import PriorRecipe
 
 Separate = Callable[[np.ndarray, int], list[np.ndarray]]  # (waveform, rate) -> the sources apart
 
 
-def manifest_feeder(recipe: PriorRecipe, pipe: JavisPipeline, rank: int, world: int) -> Feeder:
-    """The feeder of a recipe's manifest, clips in the checkpoint's format unless the recipe says otherwise."""
-    from javis.train.recipes.start import clip_format, feed_plan
+def check_data(recipe: PriorRecipe) -> None:
+    """Whether negatives can be made of what a recipe names.
 
-    size, length = clip_format(pipe, recipe)  # type: ignore[arg-type]  # reads seconds, resolution and ratio
-    plan = feed_plan(recipe, size, length, rank, world)
-    return make_feeder(Manifest.read(recipe.data), plan, recipe.feeder)
+    Raises:
+        UsageError: there are no clips, only latents, or batches of one clip.
+    """
+    if not holds_clips(recipe.data):
+        if "://" in recipe.data or Path(recipe.data).is_dir():
+            raise UsageError(
+                f"data {recipe.data!r} holds no clips; stage 2 makes its negatives of pictures and sound, which "
+                "encoded clips have no more: give the manifest (.csv) or the shards that they were encoded from"
+            )
+        raise UsageError(f"data {recipe.data!r}: expected 'world', a manifest (.csv), or shards")
+    least = recipe.batch
+    if recipe.buckets is not None:
+        buckets = BucketPlan.parse(recipe.buckets).buckets
+        least = min(bucket.batch for bucket in buckets)
+        if any(bucket.num_frames < 2 for bucket in buckets):
+            raise UsageError(f"buckets {recipe.buckets}: pictures have no negatives; give each at least two frames")
+    if least < 2:
+        raise UsageError("negatives are made of other clips of the batch: expected at least 2 in each, got 1")
 
 
 def clip_negatives(clip: Clip, others: list[Clip], rng: np.random.Generator) -> tuple[list[str | None], dict[str, Any]]:

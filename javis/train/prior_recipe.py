@@ -20,7 +20,8 @@ class PriorRecipe(EngineConfig):
     init: str = "demo"
     """Checkpoint whose text encoder and codecs are used: a folder, a hub id, or "demo" (the built-in model)."""
     data: str = "world"
-    """Clips: "world" (drawn, rendered and encoded once into OUT/latents) or a manifest (.csv), decoded on the fly."""
+    """Clips: "world" (drawn, rendered and encoded once into OUT/latents), or a manifest (.csv) or shards, decoded on
+    the fly."""
     clips: int = 5000
     """Clips of the world."""
     batch: int = 32
@@ -29,6 +30,8 @@ class PriorRecipe(EngineConfig):
     """Processes that render clips of the world."""
     feeder: Literal["auto", "dali", "pyav"] = "auto"
     """What decodes the files of a manifest."""
+    buckets: str | None = None
+    """Sizes of the clips of files, RESOLUTION:FRAMES:PROBABILITY:BATCH,...; by default the checkpoint's own."""
     seconds: float | None = None
     """Length of the clips of a manifest; by default the checkpoint's."""
     resolution: str | None = None
@@ -54,6 +57,10 @@ class PriorRecipe(EngineConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.sequence_parallel > 1:
+            raise UsageError(
+                "the estimator of priors has few tokens, which no processes share; use sequence_parallel 1"
+            )
         for name in ("clips", "batch", "processes"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -61,5 +68,3 @@ class PriorRecipe(EngineConfig):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name} must be at least 1, got {value}")
-        if self.data != "world" and not self.data.endswith(".csv"):
-            raise UsageError(f"data {self.data!r}: expected 'world' or a manifest (.csv)")

@@ -83,6 +83,10 @@ def run(recipe: PriorRecipe) -> Path:
     Raises:
         UsageError: what cannot be trained on or written; FailedError: what the engine gives up on.
     """
+    if recipe.data != "world":
+        from javis.train.prior_feed import check_data
+
+        check_data(recipe)
     pipe = load_init(recipe.init)
     config = estimator_config(pipe, recipe)
     torch.manual_seed(recipe.seed)
@@ -114,10 +118,11 @@ def _source(recipe: PriorRecipe, pipe: JavisPipeline, config: PriorConfig, stack
     place = rank_from_env()
     rank, world = place.rank, place.world
     if recipe.data != "world":
-        from javis.train.prior_feed import FeederBatches, manifest_feeder
+        from javis.train.prior_feed import FeederBatches
         from javis.train.recipes.sources import ClipEncoder
+        from javis.train.recipes.start import clip_feeder
 
-        feeder = manifest_feeder(recipe, pipe, rank, world)
+        _, feeder = clip_feeder(recipe, pipe, rank, world, device="cpu")  # where negatives are made
         stack.callback(feeder.close)
         encoder = ClipEncoder(pipe, "joint")
         return FeederBatches(encoder, feeder, text_encoder(pipe), noise, seed=recipe.seed, rank=rank)

@@ -29,6 +29,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from javis.errors import UsageError
 from javis.model.blocks import CrossAttention, PriorAttention, PriorBlock, TransformerBlock
 from javis.model.dit import JavisDiT
+from javis.parallel.ranks import clip_groups
 from javis.train.engine_config import EngineConfig
 
 LOW_PRECISION = ("bf16", "fp8", "fp8-te")
@@ -74,6 +75,17 @@ def make_training_mesh(world: int, replicas: int, device: torch.device) -> Devic
     if replicas == 1:
         return init_device_mesh(device.type, (world,), mesh_dim_names=("shard",))
     return init_device_mesh(device.type, (replicas, world // replicas), mesh_dim_names=("replicate", "shard"))
+
+
+def make_sequence_mesh(world: int, seq: int, device: torch.device) -> DeviceMesh:
+    """("data", "seq"): neighbours in rank share the tokens of the same clips.
+
+    Weights are divided over both dimensions, as without it, so that checkpoints do not depend on this mesh.
+
+    Raises:
+        UsageError: ``seq`` does not divide the number of processes.
+    """
+    return init_device_mesh(device.type, (clip_groups(world, 1, seq), seq), mesh_dim_names=("data", "seq"))
 
 
 def shard(module: nn.Module, blocks: Sequence[nn.Module], mesh: DeviceMesh, config: EngineConfig) -> None:
@@ -139,12 +151,15 @@ def checkpoint_activations(blocks: Sequence[nn.Module], config: EngineConfig) ->
     extra: dict[str, Any] = {}
     if config.activation_checkpointing == "selective":
         extra["context_fn"] = partial(create_selective_checkpoint_contexts, _keeps_products)
+    before = [vars(block).get("forward") for block in blocks]
     for block in blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False, **extra)  # type: ignore[method-assign]
 
     def undo() -> None:
-        for block in blocks:
+        for block, forward in zip(blocks, before, strict=True):
             del block.forward
+            if forward is not None:
+                block.forward = forward
 
     return undo
 
@@ -154,6 +169,7 @@ __all__ = [
     "called_by_condition",
     "checkpoint_activations",
     "is_sharded",
+    "make_sequence_mesh",
     "make_training_mesh",
     "shard",
     "synchronise_gradients",

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from javis.data.feed import FeedPlan, MediaBatch, make_feeder
+from javis.data.feed import FeedPlan, MediaBatch
 from javis.data.feed_base import OrderedFeeder
+from javis.data.feeders import make_feeder
 from javis.data.manifest import Manifest
 
 PLAN = FeedPlan(num_frames=16, height=64, width=64, fps=16, batch=2, seed=4, workers=0, prefetch=2, timeout=60)

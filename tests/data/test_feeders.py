@@ -204,7 +204,7 @@ def test_unknown_and_missing_backends_are_said(world: Path, monkeypatch: pytest.
     manifest = world_rows(world, 2)
     with pytest.raises(UsageError, match="no feeder 'decord'; expected auto, dali or pyav"):
         feeder(manifest, "decord")
-    from javis.data import dali_pipeline, feed
+    from javis.data import dali_pipeline, feeders
 
     def missing() -> None:
         raise UsageError("DALI is not there")
@@ -213,7 +213,7 @@ def test_unknown_and_missing_backends_are_said(world: Path, monkeypatch: pytest.
     monkeypatch.setattr("javis.data.dali_feeder.require_dali", missing)
     with pytest.raises(UsageError, match="DALI is not there"):
         feeder(manifest, "dali")
-    monkeypatch.setattr(feed, "has_dali", lambda: False)
+    monkeypatch.setattr(feeders, "has_dali", lambda: False)
     with feeder(manifest, "auto") as auto:
         assert type(auto).__name__ == "PyAVFeeder"
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from javis import cli
-from javis.data.make_manifest import scan, side_path
-from javis.data.manifest import COLUMNS, Manifest
+from javis.data.make_manifest import scan
+from javis.data.manifest import COLUMNS, Manifest, side_path
 from javis.errors import UsageError
 from javis.world import WorldConfig, caption, sample_scene
 from javis.world.make import make as make_world

@@ -27,9 +27,7 @@ ENVIRONMENT_VARIABLE = "JAVIS_GOLDEN_DIR"
 REPOSITORY_ROOT = Path(__file__).resolve().parents[2]
 
 # Families that no code replays yet, with the reason. Visible on purpose: the cases show as skipped with this text.
-NOT_YET: dict[str, str] = {
-    "eval": "the JavisBench metrics (Frechet distances, AV-Align, JavisScore) belong to a later issue",
-}
+NOT_YET: dict[str, str] = {}
 
 # A fragment of the json's "official" field -> family. The file name is only the fallback: other cases have other names.
 OFFICIAL_TO_FAMILY: tuple[tuple[str, str], ...] = (

@@ -66,7 +66,7 @@ def refusals() -> dict[str, str]:
     try:
         together.denoise(**noisy, condition=condition, audio_mask=torch.ones(1, 1))
     except ValueError as error:
-        said["bad mask"] = f"{len(together._streams)} streams left: {error}"
+        said["bad mask"] = f"{len(together._hooks._streams)} streams left: {error}"
     return said
 
 

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from javis import JavisPipeline
 from javis.errors import UsageError
 from javis.model.dit import Velocity
-from javis.plan import PlanArgs, plan
+from javis.plan import plan
+from javis.plan_args import PlanArgs
 from javis.train import distill, trajectories
 from javis.train.config import StageConfig
 from javis.train.distill_config import DistillConfig

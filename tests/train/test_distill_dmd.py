@@ -17,7 +17,8 @@ from javis import JavisPipeline
 from javis.errors import UsageError
 from javis.flow import add_noise, transform_timestep
 from javis.model.dit import Velocity
-from javis.plan import PlanArgs, plan
+from javis.plan import plan
+from javis.plan_args import PlanArgs
 from javis.sample import sample_in_order
 from javis.train import distill
 from javis.train.config import StageConfig
@@ -166,7 +167,7 @@ def test_the_critic_learns_what_the_student_makes(matching: Matching) -> None:
     losses = [sum(matching.follow(2e-3, 7)) for _ in range(30)]
     assert losses[-1] < 0.7 * losses[0]
     given = next(made for made in matching.made if made.given)
-    assert float(matching.critic_losses(given, torch.Generator().manual_seed(1))[1]) == 0
+    assert matching.critic_losses(given, torch.Generator().manual_seed(1))[1].item() == 0
 
 
 # -- the recipe --------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from javis.model.text import WordEncoder, WordEncoderConfig
 from javis.model.vocoder import LogMelConfig
 from javis.pipeline import JavisPipeline
 from javis.train import prior_latents
-from javis.train.prior_feed import FeederBatches
+from javis.train.prior_feed import FeederBatches, check_data
 from javis.train.prior_latents import LAYOUT, SLOTS, NegativeSet, build_negatives, draw_kinds, raw_clip, video_tensor
 from javis.train.prior_recipe import PriorRecipe
 from javis.train.prior_run import run, with_estimator
@@ -266,8 +266,21 @@ def test_an_estimator_of_the_same_sizes_leaves_the_transformer_alone():
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"batch": 0}, "batch"), ({"channels": 0}, "channels"), ({"data": "clips"}, "manifest"), ({"clips": -1}, "clips")],
+    [
+        ({"batch": 0}, "batch"),
+        ({"channels": 0}, "channels"),
+        ({"clips": -1}, "clips"),
+        ({"sequence_parallel": 2}, "few tokens"),
+        ({"data": "clips"}, "expected 'world', a manifest"),
+        ({"data": "latents"}, "makes its negatives of pictures and sound, which encoded clips have no more"),
+        ({"data": "a.csv", "batch": 1}, "at least 2 in each"),
+        ({"data": "a.csv", "buckets": "64x64:16:1:4,32x32:16:1:1"}, "at least 2 in each"),
+        ({"data": "a.csv", "buckets": "64x64:1:1:4"}, "pictures have no negatives"),
+    ],
 )
-def test_what_makes_no_sense_is_refused(change, message):
+def test_what_makes_no_sense_is_refused(tmp_path, monkeypatch, change, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "latents").mkdir()
+    (tmp_path / "latents" / "index.json").write_text('{"format": "javis latents"}')
     with pytest.raises(UsageError, match=message):
-        PriorRecipe(**change)
+        check_data(PriorRecipe(**change))

@@ -66,7 +66,8 @@ class FlowRecipe(EngineConfig):
     """Weight files that replace those of the transformer where names and shapes agree, in this order; official names
     of JavisDiT and of Open-Sora's STDiT3, or ours."""
     data: str = "world"
-    """Clips: a manifest (.csv), a folder or URL of what "javis data encode" wrote, or "world" (drawn on the fly)."""
+    """Clips: a manifest (.csv), a folder or URL of shards or of what "javis data encode" wrote, or "world" (drawn on
+    the fly)."""
     feeder: Literal["auto", "dali", "pyav"] = "auto"
     """What decodes the files of a manifest."""
     buckets: str | None = None

@@ -25,8 +25,9 @@ from javis.generation import clip_size, codec_grid, seconds_range
 from javis.model.config import JavisDiTConfig
 from javis.model.dit import JavisDiT
 from javis.model.ops import ModelOps
-from javis.parallel.ranks import rank_from_env
-from javis.plan import GBPS, TFLOPS, is_full_size, token_grid
+from javis.parallel.ranks import clip_groups, rank_from_env
+from javis.plan import token_grid
+from javis.plan_args import GBPS, TFLOPS, is_full_size
 from javis.prediction import RESERVED
 from javis.stages import COMPONENTS, Parts, checkpoint_parts, folder_parts, full_size_parts
 from javis.train.recipes.config import FlowRecipe
@@ -189,10 +190,13 @@ def estimate(recipe: FlowRecipe) -> dict[str, Any]:
     """What ``--dry-run`` prints, as json values; a prediction.
 
     Raises:
-        UsageError: no such checkpoint, or a size that it cannot have.
+        UsageError: no such checkpoint, a size that it cannot have, or a number of processes that sequence_parallel does
+            not divide.
     """
     dtype = torch.float32 if recipe.precision == "fp32" else torch.bfloat16
-    parts, world = parts_for(recipe.init, dtype), rank_from_env().world
+    parts, world, seq = parts_for(recipe.init, dtype), rank_from_env().world, recipe.sequence_parallel
+    world = seq if world == 1 else world  # asked by itself, it is about the fewest processes that it takes
+    groups = clip_groups(world, 1, seq)
     config = parts.config
     clip, size, length = _clip(recipe, parts)
     video = parts.video_codec.latent_sizes(length.model_frames, *size)
@@ -207,7 +211,8 @@ def estimate(recipe: FlowRecipe) -> dict[str, Any]:
     layer, b = two.kept - one.kept, recipe.batch
     tokens = grid.audio + (grid.video if recipe.stage == "joint" else 0)
     entering = config.depth * b * tokens * config.hidden_size * dtype.itemsize
-    kept = {"none": whole("kept"), "full": one.kept - layer + entering + layer}
+    # What belongs to no token, captions and priors, is made on every process, but that is little.
+    kept = {"none": whole("kept") / seq, "full": (one.kept - layer + entering + layer) / seq}
     work = [
         w
         for w in step_work(config, grid, batch=b, folded=False, dtype=dtype)
@@ -215,7 +220,7 @@ def estimate(recipe: FlowRecipe) -> dict[str, Any]:
     ]
     attention = sum(w.flops for w in work if w.kind.endswith("attention"))
     moved = sum(w.bytes for w in work if w.kind == "elementwise")
-    forward, backward = whole("forward") + attention, whole("backward") + BACKWARD * attention
+    forward, backward = (whole("forward") + attention) / seq, (whole("backward") + BACKWARD * attention) / seq
     again = 0 if recipe.activation_checkpointing == "none" else forward
     every, trained = whole("parameters"), whole("trained")
     shards = max(1, world // recipe.replicas) if recipe.sharding != "none" else 1
@@ -231,9 +236,10 @@ def estimate(recipe: FlowRecipe) -> dict[str, Any]:
     passes = 3 if again == 0 else 4
     update = trained / shards * UPDATE_BYTES / GBPS / 1e9
     seconds = (
-        recipe.accumulation * ((forward + backward + again) / TFLOPS / 1e12 + passes * moved / GBPS / 1e9) + update
+        recipe.accumulation * ((forward + backward + again) / TFLOPS / 1e12 + passes * moved / seq / GBPS / 1e9)
+        + update
     )
-    clips = recipe.batch * recipe.accumulation * world
+    clips = recipe.batch * recipe.accumulation * groups
     peak = math.fsum(gb.values())
     return {
         "prediction": True,
@@ -243,6 +249,7 @@ def estimate(recipe: FlowRecipe) -> dict[str, Any]:
         "batch": b,
         "clips_per_step": clips,
         "processes": world,
+        "sequence_parallel": seq,
         "tokens_per_clip": {"video": grid.video, "audio": grid.audio},
         "parameters": {"all": every, "trained": trained},
         "precision": recipe.precision,

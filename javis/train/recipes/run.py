@@ -15,14 +15,14 @@ import torch
 
 from javis.components import choose_device
 from javis.console import output
-from javis.data.shards import is_sharded
+from javis.data.shards import holds_clips
 from javis.errors import UsageError
-from javis.parallel.ranks import Rank, rank_from_env
+from javis.parallel.ranks import Rank, data_place, rank_from_env
 from javis.pipeline import JavisPipeline
 from javis.train.engine import BatchSource, Trainer
 from javis.train.recipes.config import Draws, FlowRecipe
 from javis.train.recipes.sources import ClipEncoder, FeederSource, StoredSource, WorldSource, render
-from javis.train.recipes.start import clip_format, feed_plan, load_components, training_model
+from javis.train.recipes.start import clip_feeder, clip_format, load_components, training_model
 from javis.train.recipes.task import FlowTask
 from javis.train.recipes.watch import Board, Export, Progress, Samples, Watcher
 
@@ -63,34 +63,30 @@ def prepared(recipe: FlowRecipe) -> Iterator[Stage]:
     model = training_model(pipe, recipe)
     task = FlowTask(model, recipe.stage)
     with contextlib.ExitStack() as stack:
-        source, captions = make_source(recipe, pipe, place, stack)
+        source, captions = make_source(recipe, pipe, data_place(place, recipe.sequence_parallel), stack)
         yield Stage(recipe, pipe, task, source, list(recipe.prompts) or captions, place)
 
 
 def make_source(
     recipe: FlowRecipe, pipe: JavisPipeline, place: Rank, stack: contextlib.ExitStack
 ) -> tuple[BatchSource, list[str]]:
-    """The batches of this process, and two captions of the data.
+    """The batches of a share of the data, and two captions of the data.
+
+    Args:
+        place: of the share among all (:func:`javis.parallel.ranks.data_place`).
 
     Raises:
         UsageError: data that is not there, is not usable or does not fit the checkpoint.
     """
     encoder = ClipEncoder(pipe, recipe.stage)
-    size, length = clip_format(pipe, recipe)
     draws = draws_for(pipe, recipe.draws)
     common: dict[str, Any] = {"seed": recipe.seed, "rank": place.rank}
     if recipe.data == "world":
+        size, length = clip_format(pipe, recipe)
         world = WorldSource(encoder, draws, size=size, length=length, batch=recipe.batch, **common)
         return world, render([0, 1], world.world).captions
-    if recipe.data.endswith(".csv") or is_sharded(recipe.data):
-        from javis.data.buckets import BucketPlan
-        from javis.data.feed import make_feeder
-        from javis.data.shards import open_clips
-
-        manifest = open_clips(recipe.data)
-        buckets = None if recipe.buckets is None else BucketPlan.parse(recipe.buckets, fps=float(length.fps))
-        plan = feed_plan(recipe, size, length, place.rank, place.world, buckets=buckets, device=str(pipe.device))
-        feeder = make_feeder(manifest, plan, recipe.feeder)
+    if holds_clips(recipe.data):
+        manifest, feeder = clip_feeder(recipe, pipe, place.rank, place.world, device=str(pipe.device))
         stack.callback(feeder.close)
         return FeederSource(encoder, feeder, draws, **common), [row.text for row in manifest[:2]]
     if "://" in recipe.data or Path(recipe.data).is_dir():
@@ -118,7 +114,7 @@ def watchers(stage: Stage) -> list[Watcher]:
     if place.rank:
         return [export]
     folder = Path(recipe.out) / "tensorboard" if recipe.tensorboard else None
-    board = Board(folder, stage.task.module, project=recipe.wandb, resolved=recipe.resolved())
+    board = Board(folder, stage.task.module, project=recipe.wandb, resolved=recipe.resolved(), out=Path(recipe.out))
     options: dict[str, Any] = {"steps": recipe.sample_steps}
     if recipe.seconds is not None:
         options["seconds"] = recipe.seconds
@@ -127,7 +123,7 @@ def watchers(stage: Stage) -> list[Watcher]:
     samples = Samples(
         pipe, Path(recipe.out) / "samples", stage.prompts, every=recipe.sample_every, board=board, options=options
     )
-    clips = recipe.batch * recipe.accumulation * place.world
+    clips = recipe.batch * recipe.accumulation * data_place(place, recipe.sequence_parallel).world
     return [Progress(f"{recipe.stage} stage", recipe.steps, clips), board, samples, export]
 
 

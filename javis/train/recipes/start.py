@@ -23,19 +23,38 @@ from javis.train.recipes.config import AudioRecipe, FlowRecipe
 from javis.train.recipes.parameters import audio_from_video, count, freeze
 
 if TYPE_CHECKING:
-    from javis.data.feed import FeedPlan
+    from javis.data.feed import Feeder, FeedPlan
+    from javis.data.feeders import Backend
+    from javis.data.manifest import Manifest
     from javis.pipeline import JavisPipeline
 
 log = logging.getLogger("javis.train")
 
 
-class FileRecipe(Protocol):
-    """What `feed_plan` reads of a recipe."""
+class ClipRecipe(Protocol):
+    """What `clip_format` reads of a recipe."""
+
+    @property
+    def seconds(self) -> float | None: ...
+    @property
+    def resolution(self) -> str | None: ...
+    @property
+    def ratio(self) -> str | None: ...
+
+
+class FileRecipe(ClipRecipe, Protocol):
+    """What `clip_feeder` reads of a recipe."""
 
     @property
     def batch(self) -> int: ...
     @property
     def seed(self) -> int: ...
+    @property
+    def data(self) -> str: ...
+    @property
+    def buckets(self) -> str | None: ...
+    @property
+    def feeder(self) -> Backend: ...
 
 
 def load_components(init: str, device: torch.device, *, seed: int = 0) -> JavisPipeline:
@@ -130,7 +149,7 @@ def take_weights(model: JavisDiT, path: Path, only: Sequence[str] = ()) -> list[
     return taken
 
 
-def clip_format(pipe: JavisPipeline, recipe: FlowRecipe) -> tuple[FrameSize, ClipLength]:
+def clip_format(pipe: JavisPipeline, recipe: ClipRecipe) -> tuple[FrameSize, ClipLength]:
     """Size and length of the clips: whole windows of the video codec.
 
     Raises:
@@ -142,6 +161,26 @@ def clip_format(pipe: JavisPipeline, recipe: FlowRecipe) -> tuple[FrameSize, Cli
     seconds = clip["seconds"] if recipe.seconds is None else recipe.seconds
     limits = seconds_range(pipe.description)
     return size, clip_length(seconds, clip["fps"], int(clip["sample_rate"]), window=window, limits=limits)
+
+
+def clip_feeder(
+    recipe: FileRecipe, pipe: JavisPipeline, rank: int, world: int, *, device: str
+) -> tuple[Manifest, Feeder]:
+    """The clips of a manifest or of shards, and the feeder of share ``rank`` of ``world``, in sizes of the recipe's
+    buckets or, without, of the checkpoint.
+
+    Raises:
+        UsageError: data that is not there or is not usable.
+    """
+    from javis.data.buckets import BucketPlan
+    from javis.data.feeders import make_feeder
+    from javis.data.shards import open_clips
+
+    size, length = clip_format(pipe, recipe)
+    manifest = open_clips(recipe.data)
+    buckets = None if recipe.buckets is None else BucketPlan.parse(recipe.buckets, fps=float(length.fps))
+    plan = feed_plan(recipe, size, length, rank, world, buckets=buckets, device=device)
+    return manifest, make_feeder(manifest, plan, recipe.feeder)
 
 
 def feed_plan(recipe: FileRecipe, size: FrameSize, length: ClipLength, rank: int, world: int, **more: Any) -> FeedPlan:

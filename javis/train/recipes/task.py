@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from javis.flow import NUM_TIMESTEPS, add_noise, flow_losses, masked_mean, mean_over_generated
+from javis.model.blocks import Stream
 from javis.model.dit import JavisDiT, Velocity
+from javis.parallel.training import SequenceTraining
 from javis.train.recipes.parameters import Stage
 
 BINS = 10  # of the timestep histograms
@@ -54,6 +58,7 @@ class FlowModule(nn.Module):
     def __init__(self, model: JavisDiT, stage: Stage) -> None:
         super().__init__()
         self.model, self.stage = model, stage
+        self.sequence: SequenceTraining | None = None  # where ranks share the tokens of a clip
         self.histogram = TimestepHistogram()
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -98,11 +103,12 @@ class FlowModule(nn.Module):
             given = audio.new_zeros(len(audio), model.config.video_channels, *clip.video_sizes)
         else:
             given = video
-        start = model.begin(given, audio, t, clip, video_mask, audio_mask)
+        steps = model if self.sequence is None else self.sequence
+        start = steps.begin(given, audio, t, clip, video_mask, audio_mask)
         v, a = None if video is None else start.video, start.audio
         for layer in model.layers:
             v, a = layer(v, a, start, tokens, clip)
-        return model.finish(start.video if v is None else v, a, start, given, audio, t, clip)
+        return steps.finish(start.video if v is None else v, a, start, given, audio, t, clip)
 
     def told(self, batch: dict[str, Any], video: Tensor | None) -> dict[str, Any]:
         """Arguments of ``prepare``, with the dropped captions and priors replaced by the null ones."""
@@ -140,6 +146,18 @@ class FlowTask:
     def blocks(self) -> list[nn.Module]:
         """The layers: units of sharding and of activation checkpointing."""
         return list(self.module.model.layers)
+
+    def share_tokens(self, group: ProcessGroup) -> Callable[[], object]:
+        """See `javis.train.engine.SharingTask`. The audio stage divides the tokens of the sound, all that it has."""
+        module = self.module
+        streams: tuple[Stream, ...] = ("audio",) if module.stage == "audio" else ("video", "audio")
+        module.sequence = sequence = SequenceTraining(module.model, group, streams)
+
+        def undo() -> None:
+            sequence.remove()
+            module.sequence = None
+
+        return undo
 
 
 def _dropped(value: Tensor, null: Tensor, drop: Tensor) -> Tensor:

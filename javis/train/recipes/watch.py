@@ -107,22 +107,26 @@ class Board(Watcher):
         project: of Weights & Biases; None: not used.
         resolved: the configuration of the run.
 
+        out: folder in which Weights & Biases makes its own; None: the working directory.
+
     Raises:
-        UsageError: ``project`` is given and the package wandb is not installed.
+        UsageError: ``project`` is given and the package wandb is not installed, or begins no run (no login, say).
     """
 
     def __init__(
-        self, folder: Path | None, module: FlowModule, *, project: str | None = None, resolved: Mapping[str, Any] = {}
+        self,
+        folder: Path | None,
+        module: FlowModule,
+        *,
+        project: str | None = None,
+        resolved: Mapping[str, Any] = {},
+        out: Path | None = None,
     ) -> None:
         self.folder, self.module = folder, module
         self.writer: Any = None
         self.run: Any = None
         if project is not None:
-            try:
-                import wandb
-            except ImportError as error:
-                raise UsageError(f"--wandb {project}: the package wandb is not installed; pip install wandb") from error
-            self.run = wandb.init(project=project, config=dict(resolved))
+            self.run = _begin_wandb(project, resolved, out)
 
     def _writer(self, step: int) -> Any:
         """TensorBoard's writer; what an earlier, killed run wrote after ``step`` is dropped."""
@@ -177,6 +181,22 @@ class Board(Watcher):
             self.writer.close()
         if self.run is not None:
             self.run.finish()
+
+
+def _begin_wandb(project: str, resolved: Mapping[str, Any], out: Path | None) -> Any:
+    """A run of Weights & Biases. Raises `UsageError` if there can be none."""
+    try:
+        import wandb
+    except ImportError as error:
+        raise UsageError(f"--wandb {project}: the package wandb is not installed; pip install wandb") from error
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)  # it would take a temporary folder instead of one that is not there
+    try:
+        return wandb.init(project=project, config=dict(resolved), dir=None if out is None else str(out))
+    except wandb.Error as error:
+        raise UsageError(
+            f"--wandb {project}: {error}; log in with 'wandb login', or set WANDB_MODE=offline and send the run later"
+        ) from error
 
 
 class Samples(Watcher):

@@ -109,3 +109,14 @@ def test_a_dry_run_for_people_writes_nothing(capsys: pytest.CaptureFixture[str],
 def test_a_size_that_the_checkpoint_cannot_have() -> None:
     with pytest.raises(UsageError, match="64x64 only"):
         estimate(JointRecipe(resolution="128x128"))
+
+
+def test_processes_that_share_clips_share_their_tokens() -> None:
+    """Half of the activations and of the products each, for the same clips; weights are divided as over any two."""
+    alone, shared = (estimate(JointRecipe(init="toy", batch=2, sequence_parallel=seq)) for seq in (1, 2))
+    assert (shared["processes"], shared["sequence_parallel"]) == (2, 2)
+    assert shared["clips_per_step"] == alone["clips_per_step"] == 2
+    for name in ("activations", "weights", "moments"):
+        assert shared["memory_gb"][name] == pytest.approx(alone["memory_gb"][name] / 2)
+    for name in ("forward", "backward"):
+        assert shared["tflop_per_step"][name] == pytest.approx(alone["tflop_per_step"][name] / 2)

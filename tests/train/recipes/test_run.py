@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -173,6 +174,24 @@ def test_from_encoded_clips(clips: Path, checkpoint: Path, tmp_path: Path) -> No
         out = tmp_path / stage
         assert main(["train", stage, "--init", str(checkpoint), "--out", str(out), "--data", stored, *QUICK]) == 0
         assert changed(transformer(checkpoint), transformer(out / "checkpoint"))
+
+
+@pytest.mark.slow
+def test_stage_2_from_shards_and_in_buckets(clips: Path, checkpoint: Path, tmp_path: Path) -> None:
+    """From a manifest, from shards, and from tar files that have no index: the same clips, so the same losses."""
+    shards, foreign = tmp_path / "shards", tmp_path / "foreign"
+    assert main(["data", "shard", str(clips), str(shards)]) == 0
+    foreign.mkdir()
+    for path in shards.glob("*.tar"):
+        shutil.copy(path, foreign)
+    losses = []
+    for data in (clips, shards, foreign):
+        out = tmp_path / f"from_{data.stem}"
+        words = ["train", "prior", "--init", str(checkpoint), "--out", str(out), "--data", str(data), *QUICK]
+        words += ["--steps", "4", "--feeder", "pyav", "--buckets", "32x32:16:0.5:3,16x16:8:1:2"]
+        assert main(words) == 0
+        losses.append([json.loads(line)["loss"] for line in (out / "log.jsonl").read_text().splitlines()])
+    assert losses[0] == losses[1] == losses[2] and len(set(losses[0])) == 4
 
 
 @pytest.mark.slow
