@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ def export_student(
     *,
     overwrite: bool = False,
     limit: int | None = PACKAGE_LIMIT,
-    revert: bool = False,
+    revert: bool | Sequence[str] = False,
 ) -> Path:
     """Write a checkpoint folder that holds a teacher and its student, all or nothing.
 
@@ -43,7 +43,8 @@ def export_student(
         limit: bytes that both may take; None: any.
         revert: where both take more, leave parameters as they are in the teacher until they fit, first those that
             changed least for their bytes (square of the Frobenius norm of the change over that of the teacher's, a
-            byte); "reverted" of the settings then names them. Measure the student as it was exported.
+            byte), or in the order of the given names; "reverted" of the settings then names them. A small change is
+            not always a small effect: measure the student as it was exported.
 
     Returns:
         ``folder``.
@@ -67,7 +68,8 @@ def export_student(
         base = _bytes_of(source) + len(json.dumps(pipe.description["student"], indent=2))
         over = 0 if limit is None else base + sum(value.nbytes + HEADER for value in own.values()) - limit
         if over > 0 and revert:
-            pipe.description["student"]["reverted"] = _revert(own, held, over)
+            order = None if revert is True else list(revert)
+            pipe.description["student"]["reverted"] = _revert(own, held, over, order)
             over = 0
         pipe.student = Student(config, own, ModelOps(), pipe.model)
     except (ValueError, KeyError, TypeError) as error:
@@ -80,8 +82,14 @@ def export_student(
     return pipe.save_pretrained(folder, overwrite=overwrite)
 
 
-def _revert(own: dict[str, Tensor], teacher: Mapping[str, Tensor], over: int) -> list[str]:
-    """Take those that changed least a byte out of ``own`` until ``over`` bytes are gone; returns their names."""
+def _revert(
+    own: dict[str, Tensor], teacher: Mapping[str, Tensor], over: int, order: Sequence[str] | None = None
+) -> list[str]:
+    """Take those that changed least a byte, or those of ``order``, out of ``own`` until ``over`` bytes are gone.
+
+    Returns:
+        Their names.
+    """
 
     def change(name: str) -> float:
         before = teacher[name].float()
@@ -90,13 +98,14 @@ def _revert(own: dict[str, Tensor], teacher: Mapping[str, Tensor], over: int) ->
 
     common = [name for name in own if name in teacher and own[name].shape == teacher[name].shape]
     names: list[str] = []
-    for name in sorted(common, key=change):
+    for name in sorted(common, key=change) if order is None else [name for name in order if name in common]:
         if over <= 0:
             break
         over -= own.pop(name).nbytes + HEADER - (len(name) + 10)  # its name goes into config.json
         names.append(name)
     if over > 0:
-        raise ValueError("what the teacher has none of is more than the limit allows")
+        what = "what the teacher has none of" if order is None else "without the parameters to revert it"
+        raise ValueError(f"{what} is more than the limit allows")
     return names
 
 
