@@ -56,7 +56,7 @@ def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -
         (["paint"], "there is no command 'javis paint'; expected one of sample,"),
         (["world"], "expected 'javis world make'"),
         (["world", "destroy"], "there is no command 'javis world destroy'"),
-        (["eval", "javisbench"], f"is not in javis {javis.__version__}; it comes with"),
+        (["bench", "ladder"], f"is not in javis {javis.__version__}; it comes with"),
         (["world", "make"], "PATH"),
         (["world", "make", "w", "--count", "0"], "count 0"),
         (["world", "make", "w", "--count", "many"], "Error parsing --count"),

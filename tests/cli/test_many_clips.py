@@ -290,7 +290,7 @@ def test_arrays_of_the_same_clips_whatever_the_share_and_batch(tmp_path: Path, m
 
         monkeypatch.setattr(javis.clips, "save", keep)
         for rank in range(world):
-            options = ("--batch-size", str(size), "--steps", "2", "--seconds", "0.5")
+            options = ("--batch-size", str(size), "--variant", "teacher", "--steps", "2", "--seconds", "0.5")
             assert as_rank(monkeypatch, rank, world, *options) == 0
         assert sorted(found) == list("abcd")
     reference = made[1, 1]
