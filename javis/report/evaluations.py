@@ -170,7 +170,7 @@ def _javisbench(rows: Sequence[Mapping[str, Any]]) -> Markup:
         [
             f["label"],
             "higher" if f["better"] == "higher" else "lower",
-            cell(f),
+            cell({key: value for key, value in f.items() if key != "shuffled"}),
             cell(f.get("shuffled")),
             cell(f.get("n")),
         ]

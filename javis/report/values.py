@@ -55,6 +55,8 @@ def cell(data: Any) -> Markup:
         value = value_of(data)
         ends = [data.get("low"), data.get("high")]
         told = "–" if value is None else number(value)
+        if isinstance(data.get("corrected"), (int, float)):  # the interval is around the value without its bias
+            told += f", without bias {number(data['corrected'])}"
         if all(isinstance(end, (int, float)) for end in ends):
             told += f" [{number(ends[0])}, {number(ends[1])}]"
         if isinstance(data.get("shuffled"), (int, float)):

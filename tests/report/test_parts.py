@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from javis.report.evaluations import _javisbench
 from javis.report.html import document, escaped, join, table, tag
 from javis.report.plots import Interval, Line, histogram, interval_chart, line_chart, thinned, ticks, timeline
 from javis.report.values import Values, cell
@@ -126,3 +127,16 @@ def test_json_of_any_shape_becomes_tables() -> None:
     assert cell({"value": 0.25, "low": None}) == "0.25" and cell(True) == "yes" and cell(None) == "–"
     assert cell({"value": None, "why": "<i>"}) == "–" and cell(math.nan) == "nan"
     assert 'class="words"' in table(["a", "b"], [["x", 1]], caption="c")
+
+
+def test_an_interval_stands_behind_the_value_that_it_is_of() -> None:
+    """That of a distance of few clips is around the value without its bias, which need not hold the plain one."""
+    assert cell({"value": 0.95, "low": 0.89, "high": 0.99, "shuffled": 0.25}) == "0.95 [0.89, 0.99] (shuffled 0.25)"
+    biased = {"value": 5.77, "low": -1.73, "high": 3.75, "corrected": 1.01}
+    assert cell(biased) == "5.77, without bias 1.01 [-1.73, 3.75]"
+
+
+def test_the_control_of_javisbench_is_told_once() -> None:
+    figure = {"label": "F1", "better": "higher", "value": 0.95, "low": 0.89, "high": 0.99, "shuffled": 0.25, "n": 16}
+    page = str(_javisbench([{"evaluated": 20, "asked": 20, "figures": {"f1": figure}}]))
+    assert page.count("0.25") == 1 and "0.95 [0.89, 0.99]" in page
