@@ -132,6 +132,28 @@ class Told:
         return self.matching.student.condition(text, **told, guidance=scales)
 
 
+def test_the_gradient_goes_through_the_last_two_evaluations(
+    matching: Matching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enabled: list[bool] = []
+    velocity = matching._velocity
+
+    def watched(*args: Any, **options: Any) -> Velocity:
+        enabled.append(torch.is_grad_enabled())
+        return velocity(*args, **options)
+
+    monkeypatch.setattr(matching, "_velocity", watched)
+    told = matching.lessons.told(np.array([0]))
+    condition = matching.student.condition(**told, guidance=torch.tensor([[2.5, 4.0]]))
+    start = Velocity(*(x[None] for x in matching.lessons.ways.window(0, 0, 0, 0)[:2]))
+    made = matching.roll(start, condition, [1000.0, 900.0, 750.0], given=False, gradient=True)
+    assert enabled == [False, True, True]
+    (made.video.square().mean() + made.audio.square().mean()).backward()
+    assert all(layer.video_spatial.attn.qkv.weight.grad.any() for layer in matching.student.layers)
+    matching.roll(start, condition, [1000.0, 900.0], given=True, gradient=False)
+    assert enabled[3:] == [False, False]
+
+
 def test_the_gradient_is_the_direction(matching: Matching, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the rollout replaced by one parameter the losses hand it the directions, over the number of values."""
     shift = torch.zeros((), requires_grad=True)
