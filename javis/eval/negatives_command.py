@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from javis.console import output, progress_bar
 from javis.errors import UsageError
-from javis.media import check_writable, write_text
+from javis.eval.report_files import check_report_files, write_report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,15 +46,9 @@ def main(args: EvalNegativesArgs) -> None:
             raise UsageError(f"--{name} {getattr(args, name)}: expected at least 1")
     if args.seed < 0:
         raise UsageError(f"--seed {args.seed}: expected a whole number >= 0")
-    for path in (args.json, args.append):
-        if path is not None:
-            check_writable(path)
+    check_report_files(args.json, args.append)
     report = measured(args)
-    if args.json is not None:
-        write_text(args.json, json.dumps(report, indent=1) + "\n")
-    if args.append is not None:
-        with args.append.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(report) + "\n")
+    write_report(report, json_file=args.json, append=args.append)
     _print(report)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from javis.console import output, progress_bar
 from javis.errors import UsageError
-from javis.media import check_writable, write_text
+from javis.eval.report_files import check_report_files, write_report
 from javis.requests import MAX_STEPS
 
 if TYPE_CHECKING:
@@ -81,11 +81,7 @@ def main(args: EvalStepsArgs) -> None:
     verdicts = bars(found)
     if verdicts:
         rows.append({"kind": "eval_steps_bars", **facts, "bars": [bar.row() for bar in verdicts], **environment()})
-    if args.json is not None:
-        write_text(args.json, json.dumps(rows, indent=1) + "\n")
-    if args.append is not None:
-        with args.append.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+    write_report(rows, json_file=args.json, append=args.append)
     if args.plot is not None:
         from javis.eval.steps_plot import plot
 
@@ -185,9 +181,7 @@ def options_of(args: EvalStepsArgs) -> dict[str, Any]:
 
 
 def _check(args: EvalStepsArgs) -> None:
-    for path in (args.json, args.append, args.plot):
-        if path is not None:
-            check_writable(path)
+    check_report_files(args.json, args.append, args.plot)
     if args.from_rows is not None and args.plot is None:
         raise UsageError("--from-rows draws a picture and needs --plot FILE.png")
     if not args.steps or not all(1 <= steps <= MAX_STEPS for steps in args.steps):

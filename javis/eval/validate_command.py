@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from javis.console import output, progress_bar
 from javis.errors import UsageError
-from javis.media import check_writable, write_text
+from javis.eval.report_files import check_report_files, write_report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,17 +38,9 @@ def main(args: EvalValidateArgs) -> None:
         raise UsageError(f"--count {args.count}: expected 2 to 100000 clips; damage takes material from another clip")
     if args.seed < 0:
         raise UsageError(f"--seed {args.seed}: expected a whole number >= 0")
-    for path in (args.json, args.append):
-        if path is not None:
-            check_writable(path)
+    check_report_files(args.json, args.append)
     report = measure(args)
-    if args.json is not None:
-        write_text(args.json, json.dumps(report, indent=1) + "\n")
-    if args.append is not None:
-        from javis.bench_environment import environment
-
-        with args.append.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({**report, **environment()}) + "\n")
+    write_report(report, json_file=args.json, append=args.append)
     for line in lines(report):
         output().print(line)
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from javis.console import output, progress_bar
 from javis.errors import UsageError
-from javis.media import check_writable, write_text
+from javis.eval.report_files import check_report_files, write_report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +49,7 @@ class EvalWorldArgs:
 
 def main(args: EvalWorldArgs) -> None:
     """Entry of ``javis eval world``. Raises `UsageError` for unusable arguments or checkpoints."""
-    for path in (args.json, args.append):
-        if path is not None:
-            check_writable(path)
+    check_report_files(args.json, args.append)
     if not 1 <= args.batch_size <= 1024:
         raise UsageError(f"batch size must be a whole number from 1 to 1024, got {args.batch_size}")
     from javis.clip_files import checkpoint_fingerprint
@@ -79,13 +76,7 @@ def main(args: EvalWorldArgs) -> None:
         )
     report["checkpoint"] = args.checkpoint
     report["checkpoint_fingerprint"] = checkpoint_fingerprint(args.checkpoint)
-    if args.json is not None:
-        write_text(args.json, json.dumps(report, indent=1) + "\n")
-    if args.append is not None:
-        from javis.bench import environment
-
-        with args.append.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({**report, **environment()}) + "\n")
+    write_report(report, json_file=args.json, append=args.append)
     for line in _lines(report):
         output().print(line)
 

@@ -14,7 +14,8 @@ from javis.console import output
 from javis.errors import UsageError
 from javis.eval.experiments import EXPERIMENTS
 from javis.eval.experiments.common import Context, needed
-from javis.media import check_writable, write_text
+from javis.eval.report_files import check_report_files, write_report
+from javis.media import write_text
 from javis.requests import MAX_STEPS
 
 
@@ -95,9 +96,7 @@ def keep(args: ExperimentsArgs, name: str, row: dict[str, Any]) -> None:
         for picture in sorted(args.out.glob(f"{name}*.png")):
             target = args.figures / f"experiments-{picture.name}"
             target.write_bytes(picture.read_bytes())
-    if args.append is not None:
-        with args.append.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+    write_report(row, append=args.append)
     output().print(f"{module.TITLE}\n\n{text}")
 
 
@@ -118,8 +117,7 @@ def chosen(args: ExperimentsArgs) -> list[str]:
         value = getattr(args, option)
         if value is not None and not low <= value <= high:
             raise UsageError(f"--{option.replace('_', '-')} {value}: expected a whole number from {low} to {high}")
-    if args.append is not None:
-        check_writable(args.append)
+    check_report_files(args.append)
     if {"alignment", "negatives"} & set(names):
         needed(args.prior_checkpoint)
     return names

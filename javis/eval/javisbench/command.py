@@ -10,6 +10,7 @@ from typing import Literal
 
 from javis.console import output, progress_bar
 from javis.errors import UsageError
+from javis.eval.report_files import check_report_files, write_report
 from javis.media import check_writable, remove_leftovers, write_text
 
 
@@ -78,8 +79,7 @@ def main(args: JavisBenchArgs) -> None:
     for name in ("results.json", "results.html", "results.tex"):
         check_writable(out / name)
     remove_leftovers(out)
-    if args.append is not None:
-        check_writable(args.append)
+    check_report_files(args.append)
 
     from rich.console import Console
 
@@ -117,21 +117,18 @@ def main(args: JavisBenchArgs) -> None:
     write_text(out / "results.tex", latex(found.results))
     write_text(out / "results.html", page(found))
     write_text(out / "results.json", json.dumps(found.results, indent=1) + "\n")
-    if args.append is not None:
-        _append(args.append, found.results)
+    write_report(_row(found.results), append=args.append)
     render(found.results, Console() if sys.stdout.isatty() else Console(width=WIDTH))
     output().print(f"{out / 'results.html'}, results.json, results.tex")
 
 
-def _append(path: Path, results: dict[str, object]) -> None:
-    from javis.bench_environment import environment
-
+def _row(results: dict[str, object]) -> dict[str, object]:
+    """What a file of results keeps of a report."""
     left_out = ("samples", "prompts", "reference", "problems")  # paths of a machine; names of clips
     problems = {kind: problem["count"] for kind, problem in results["problems"].items()}  # type: ignore[attr-defined]
     row = {key: value for key, value in results.items() if key not in left_out}
     row["skipped"] = list(results["skipped"])  # type: ignore[call-overload]  # the reasons name folders
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({**row, "kind": "eval_javisbench", "problems": problems, **environment()}) + "\n")
+    return {**row, "kind": "eval_javisbench", "problems": problems}
 
 
 def _check(args: JavisBenchArgs) -> None:
