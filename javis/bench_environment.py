@@ -7,6 +7,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ import torch
 import javis
 from javis.doctor import cpu_name
 from javis.kernels import choices, native
+
+CHECKOUT = Path(javis.__file__).resolve().parents[1]
 
 
 def environment(device: str = "cpu") -> dict[str, Any]:
@@ -55,9 +58,12 @@ def _gpu() -> dict[str, Any]:
 
 
 def _git(*arguments: str) -> str | None:
+    if not (CHECKOUT / ".git").exists():  # an installed package, perhaps inside someone else's repository
+        return None
+    command = ["git", "-C", str(CHECKOUT), *arguments]
     try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, timeout=10)
-    except (OSError, subprocess.SubprocessError):  # an installed package is no checkout
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
 

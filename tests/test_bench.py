@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from javis import bench
+from javis import bench, bench_environment
 from javis.bench import BenchConfig
 from javis.bench_environment import environment
 from javis.bench_plot import plot_speedup
@@ -90,11 +90,32 @@ def test_rows_that_were_just_written_are_no_change_of_the_tree(tmp_path: Path, m
     who = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
     for command in (["init", "-q"], ["add", "."], [*who, "commit", "-qm", "one"]):
         subprocess.run(["git", *command], cwd=tmp_path, check=True)
-    monkeypatch.chdir(rows.parent)  # from wherever it is asked
+    monkeypatch.setattr(bench_environment, "CHECKOUT", tmp_path)
     rows.write_text("two\n")
     assert environment()["dirty"] is False
     code.write_text("two\n")
     assert environment()["dirty"] is True
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_the_commit_is_that_of_the_code_wherever_the_command_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    who = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+    heads = {}
+    for name in ("someone", "checkout"):
+        (tmp_path / name).mkdir()
+        for command in (["init", "-q"], [*who, "commit", "-q", "--allow-empty", "-m", name]):
+            subprocess.run(["git", *command], cwd=tmp_path / name, check=True)
+        head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=tmp_path / name, capture_output=True)
+        heads[name] = head.stdout.decode().strip()
+    monkeypatch.chdir(tmp_path / "someone")
+    monkeypatch.setattr(bench_environment, "CHECKOUT", tmp_path / "checkout")
+    assert environment()["commit"] == heads["checkout"] != heads["someone"]
+    installed = tmp_path / "someone" / "site-packages"  # inside a repository, and no checkout
+    installed.mkdir()
+    monkeypatch.setattr(bench_environment, "CHECKOUT", installed)
+    assert environment()["commit"] is None
 
 
 @pytest.mark.usefixtures("small_cases")

@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from javis.bench_environment import environment
 from javis.model.codecs import PatchAudioCodec, PatchVideoCodec, codec_config
 from javis.train.checkpoint import load_state
 from javis.train.config import DemoTrainConfig
@@ -69,7 +70,8 @@ def run(config: DemoTrainConfig) -> Path:
     """All stages; returns the folder of the exported checkpoint."""
     out = Path(config.out)
     prepare(config)
-    (out / "config.json").write_text(json.dumps(asdict(config), indent=1, default=str))
+    told = asdict(config) | {"environment": environment(config.device)}
+    (out / "config.json").write_text(json.dumps(told, indent=1, default=str))
     launch_flow_stage("branches", config, None, None)
     prior = run_prior_stage(config)
     launch_flow_stage("joint", config, prior, out / "branches")

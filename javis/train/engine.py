@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.distributed.tensor import DTensor
 
+from javis.bench_environment import environment
 from javis.errors import FailedError, UsageError
 from javis.parallel.ranks import Rank, data_place
 from javis.train.distributed_checkpoint import Checkpoints, entries
@@ -200,7 +201,8 @@ class Trainer:
         self.processes = p = Processes(c.device, needed=needed)
         stack.push(self._leave)  # also if what follows cannot run here
         self.sharded = is_sharded(c, p.world, p.device)
-        self.folder = stack.enter_context(RunFolder(c.out, self.resolved, p))
+        told = self.resolved | {"environment": environment(p.device.type)} if p.rank == 0 else self.resolved
+        self.folder = stack.enter_context(RunFolder(c.out, told, p))
         self.place = data_place(Rank(p.rank, p.world), c.sequence_parallel)
         seed_everything(c.seed + self.place.rank)
         self.module.to(p.device)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from javis.bench_environment import environment
 from javis.errors import FailedError, UsageError
 from javis.train.distributed_checkpoint import finished, read_weights, why_not
 from javis.train.engine import Trainer
@@ -46,6 +47,7 @@ def test_the_newest_are_kept_and_hold_the_configuration(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "checkpoints" / names[0]):
         told = json.loads((folder / "config.json").read_text())
         assert told["recipe"] == "toy" and told["engine"]["steps"] == 12
+        assert told["environment"].keys() == environment().keys()  # device, versions and commit, which a report shows
     newest = tmp_path / "checkpoints" / names[1]
     assert {path.suffix for path in newest.iterdir()} == {".json", ".safetensors"}
     assert why_not(newest) is None

@@ -258,6 +258,7 @@ def test_from_nothing_to_a_clip(tmp_path: Path) -> None:
     folder = demo.run(config)
     weights = (folder / "model.safetensors").read_bytes()
     assert json.loads((folder / "config.json").read_text())["training"]["steps"] == 2
+    assert {"device", "commit"} <= json.loads((tmp_path / "run/config.json").read_text())["environment"].keys()
     clips = JavisPipeline.from_pretrained(folder)("a red ball bounces", seconds=0.5, steps=2, seed=0)
     assert clips.video.shape == (1, 8, 32, 32, 3) and clips.audio.shape == (1, 8000)
     demo.run(config)
