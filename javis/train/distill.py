@@ -75,6 +75,8 @@ def _worker(rank: int, config: DistillConfig) -> None:
             restore_optimizer(optimizer, order, mine)
         if matching is not None:
             matching.load_state(groups)
+    elif matching is not None and (critic := _critic_of(config.init)) is not None:
+        matching.critic.load_state_dict(critic)
     elif matching is not None:
         for number in range(config.critic_warmup):
             matching.warm_up(stage.learning_rate / 2, number)
@@ -176,6 +178,12 @@ def _weights_of(folder: Path) -> dict[str, Tensor]:
             f"--init {folder}: its student is not told where steps end; expected one of reflow or shortcut"
         )
     return found[1]["ema"]
+
+
+def _critic_of(folder: Path | None) -> dict[str, Tensor] | None:
+    """The critic of a run of distribution matching; None of another method."""
+    found = None if folder is None else load_state(Path(folder))
+    return None if found is None else found[1].get("critic")
 
 
 def _settings(config: DistillConfig, pipe: Any, state: dict[str, Any]) -> dict[str, Any]:

@@ -56,10 +56,12 @@ class DistillConfig:
     """dmd: timesteps of the student's evaluations, parts of a clip separated by "/"; they go into its settings."""
     path_shares: tuple[float, ...] = (0.6, 0.4)
     """How often each of --paths is trained."""
+    matching_guidance: tuple[float, float] = (1.0, 1.0)
+    """dmd: share of the teacher's guidance, of picture and sound, in what clips are matched to: 0 none, 1 all of it."""
     critic_rate: float = 3.0
     """dmd: learning rate of the critic, as a multiple of the student's."""
     critic_warmup: int = 60
-    """Steps in which the critic alone learns, first."""
+    """Steps in which the critic alone learns, first; not where --init is of this method: its critic goes on."""
     reflow_weight: float = 0.5
     """dmd: weight of the reflow loss beside it, on half as many clips."""
     guidance: tuple[float, float] = (2.5, 2.5)
@@ -108,6 +110,9 @@ class DistillConfig:
         for name, (low, high) in (("guidance", self.guidance), ("audio_guidance", self.audio_guidance)):
             if not 0 <= low <= high <= 100:
                 raise UsageError(f"{name} must be a range within 0..100, got {low} {high}")
+        if not all(0 <= share <= 1 for share in self.matching_guidance):
+            low, high = self.matching_guidance
+            raise UsageError(f"matching_guidance must be two shares from 0 to 1, got {low} {high}")
         if not 0 < self.held_out < self.clips:
             raise UsageError(f"held_out must be between 1 and clips - 1 = {self.clips - 1}, got {self.held_out}")
         if self.processes < 1 or self.batch % self.processes:

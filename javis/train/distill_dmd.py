@@ -172,7 +172,8 @@ class Matching:
         masks = self._masks(video, audio, made.given)
         pipe, ways = self.lessons.pipe, self.lessons.ways
         told = conditioning(pipe, self.config, [ways.captions[n] for n in made.numbers], made.numbers, guided=True)
-        batch = {"video": video, "audio": audio, "t": t, "scales": made.scales} | masks
+        shares = torch.tensor(self.config.matching_guidance, device=made.scales.device)
+        batch = {"video": video, "audio": audio, "t": t, "scales": 1 + shares * (made.scales - 1)} | masks
         with self._precision():
             real = self.lessons.guided(batch, told)
             condition = self.critic.condition(**made.told, guidance=made.scales)

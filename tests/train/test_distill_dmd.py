@@ -20,7 +20,8 @@ from javis.model.dit import Velocity
 from javis.plan import plan
 from javis.plan_args import PlanArgs
 from javis.sample import sample_in_order
-from javis.train import distill
+from javis.train import distill, distill_dmd
+from javis.train.checkpoint import load_state
 from javis.train.config import StageConfig
 from javis.train.distill_config import DistillConfig, parse_path
 from javis.train.distill_dmd import Matching, average_gradients, matching_direction
@@ -183,6 +184,33 @@ def test_the_gradient_is_the_direction(matching: Matching, monkeypatch: pytest.M
     assert [video.item(), audio.item()] == pytest.approx(squares, rel=1e-4)
 
 
+def test_the_teachers_guidance_may_be_weaker(matching: Matching, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Share 0 is the conditional velocity alone, 1 the guided one; the critic is told the whole scale in any case."""
+    pipe, config = matching.lessons.pipe, matching.config
+    seen: list[tuple[Tensor, ...]] = []
+    monkeypatch.setattr(
+        distill_dmd, "matching_direction", lambda *args: seen.append(args[1:4]) or torch.zeros_like(args[0])
+    )
+    matching._part([0, 3], parse_path(PATHS[0])[:1], torch.Generator().manual_seed(5))
+    (made,) = matching.made
+    real = {}
+    for shares in ((0.0, 0.0), (1.0, 1.0), (0.5, 0.25)):
+        seen.clear()
+        matching.config = dataclasses.replace(config, matching_guidance=shares)
+        matching.directions(made, torch.Generator().manual_seed(6))
+        real[shares] = [velocity for _, _, velocity in seen]
+    captions = [matching.lessons.ways.captions[n] for n in (0, 3)]
+    told = conditioning(pipe, config, captions, [0, 3], guided=False)
+    with torch.no_grad():
+        alone = pipe.model.denoise(*(noisy for noisy, _, _ in seen), seen[0][1], told)
+    for i, (scale, share) in enumerate(((2.5, 0.5), (4.0, 0.25))):
+        plain, whole = real[0.0, 0.0][i], real[1.0, 1.0][i]
+        torch.testing.assert_close(plain, alone[i], rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(plain, whole, atol=1e-3)
+        difference = (whole - plain) / (scale - 1)  # between with and without caption
+        torch.testing.assert_close(real[0.5, 0.25][i], plain + share * (scale - 1) * difference, rtol=1e-3, atol=1e-4)
+
+
 def test_the_critic_learns_what_the_student_makes(matching: Matching) -> None:
     """On the same clips over and over its loss falls, and the losses are those of the flow to them."""
     matching.losses(3)
@@ -228,9 +256,30 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(teacher: Path, tmp_path
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 
+def test_a_further_course_goes_on_with_the_critic(
+    teacher: Path, tmp_path: Path, in_process: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = distill.run(dmd(teacher, tmp_path / "first"))
+    found = load_state(first)
+    assert found is not None
+    begun: list[dict[str, Tensor]] = []
+    losses, warmed = Matching.losses, []
+
+    def watched(self: Matching, step: int) -> Any:
+        begun.append({name: value.clone() for name, value in self.critic.state_dict().items()})
+        return losses(self, step)
+
+    monkeypatch.setattr(Matching, "losses", watched)
+    monkeypatch.setattr(Matching, "warm_up", lambda self, rate, step: warmed.append(step))
+    distill.run(dmd(teacher, tmp_path / "second", init=first))
+    assert not warmed
+    assert all(torch.equal(begun[0][name], value) for name, value in found[1]["critic"].items())
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"matching_guidance": (0.5, 1.5)}, "matching_guidance must be two shares from 0 to 1"),
         ({"paths": ("900,800/700", PATHS[0])}, "a path is a list of timesteps.*list from 1000; got '900,800/700'"),
         ({"paths": ("1000,1000/900", PATHS[0])}, "decreasing"),
         ({"paths": ("1000,0/900", PATHS[0])}, "above 0"),
