@@ -75,8 +75,8 @@ def _worker(rank: int, config: DistillConfig) -> None:
             restore_optimizer(optimizer, order, mine)
         if matching is not None:
             matching.load_state(groups)
-    elif matching is not None and (critic := _critic_of(config.init)) is not None:
-        matching.critic.load_state_dict(critic)
+    elif matching is not None and (before := _critic_of(config.init)) is not None:
+        matching.critic.load_state_dict(before)
     elif matching is not None:
         for number in range(config.critic_warmup):
             matching.warm_up(stage.learning_rate / 2, number)
