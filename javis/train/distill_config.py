@@ -58,6 +58,9 @@ class DistillConfig:
     """How often each of --paths is trained."""
     matching_guidance: tuple[float, float] = (1.0, 1.0)
     """dmd: share of the teacher's guidance, of picture and sound, in what clips are matched to: 0 none, 1 all of it."""
+    matching_ratio: float | None = None
+    """dmd: shift towards noise of the timesteps at which clips are compared (default: of the recorded ones). A smaller
+    one asks more of details, such as the moment within a frame."""
     critic_rate: float = 3.0
     """dmd: learning rate of the critic, as a multiple of the student's."""
     critic_warmup: int = 60
@@ -113,6 +116,8 @@ class DistillConfig:
         if not all(0 <= share <= 1 for share in self.matching_guidance):
             low, high = self.matching_guidance
             raise UsageError(f"matching_guidance must be two shares from 0 to 1, got {low} {high}")
+        if self.matching_ratio is not None and not 0.01 <= self.matching_ratio <= 100:
+            raise UsageError(f"matching_ratio must be a number from 0.01 to 100, got {self.matching_ratio}")
         if not 0 < self.held_out < self.clips:
             raise UsageError(f"held_out must be between 1 and clips - 1 = {self.clips - 1}, got {self.held_out}")
         if self.processes < 1 or self.batch % self.processes:

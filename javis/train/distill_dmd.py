@@ -94,7 +94,8 @@ class Matching:
                     "timesteps of the parts by '/'"
                 )
         middle = lessons.ways.grid[len(lessons.ways.grid) // 2] / NUM_TIMESTEPS
-        self.ratio = middle / (1 - middle)  # how the recorded timesteps are shifted
+        recorded = middle / (1 - middle)  # how those timesteps are shifted
+        self.ratio = recorded if self.config.matching_ratio is None else self.config.matching_ratio
         self.critic = student_of(lessons.pipe.model, replace(self.config, method="guidance")).to(lessons.pipe.device)
         self.critic.embed.audio_text.null.requires_grad_(False)  # tied to the video's null caption
         named = [(n, p) for n, p in self.critic.named_parameters() if p.requires_grad]

@@ -211,6 +211,20 @@ def test_the_teachers_guidance_may_be_weaker(matching: Matching, monkeypatch: py
         torch.testing.assert_close(real[0.5, 0.25][i], plain + share * (scale - 1) * difference, rtol=1e-3, atol=1e-4)
 
 
+def test_at_which_timesteps_clips_are_compared(matching: Matching) -> None:
+    """As the recorded ones are shifted, or by a ratio of one's own."""
+    pipe, lessons = matching.lessons.pipe, matching.lessons
+    half = torch.full((2,), 0.5)
+    matching._part([0, 3], parse_path(PATHS[0])[:1], torch.Generator().manual_seed(5))
+    (made,) = matching.made
+    ratio = pipe.description["sampling"]["timestep_ratio"]
+    _, _, t, _ = matching._noised(made, half, torch.Generator())
+    assert t.tolist() == pytest.approx([1000 * ratio / (1 + ratio)] * 2, rel=1e-3)
+    lower = Lessons(pipe, lessons.ways, dataclasses.replace(matching.config, matching_ratio=3.0))
+    _, _, t, _ = Matching(matching.task, lower, 0, 1)._noised(made, half, torch.Generator())
+    assert t.tolist() == [750.0] * 2
+
+
 def test_the_critic_learns_what_the_student_makes(matching: Matching) -> None:
     """On the same clips over and over its loss falls, and the losses are those of the flow to them."""
     matching.losses(3)
@@ -279,6 +293,7 @@ def test_a_further_course_goes_on_with_the_critic(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"matching_ratio": float("inf")}, "matching_ratio must be a number from 0.01 to 100"),
         ({"matching_guidance": (0.5, 1.5)}, "matching_guidance must be two shares from 0 to 1"),
         ({"paths": ("900,800/700", PATHS[0])}, "a path is a list of timesteps.*list from 1000; got '900,800/700'"),
         ({"paths": ("1000,1000/900", PATHS[0])}, "decreasing"),
