@@ -32,7 +32,7 @@ from javis.sample.schedules import FITTED, fitted_key
 from javis.train.checkpoint import Ema, flatten_optimizer, load_state, restore_optimizer, save_state
 from javis.train.distill_config import DistillConfig, parse_path
 from javis.train.distill_dmd import Matching, average_gradients, check_dmd
-from javis.train.distill_lessons import Lessons, Task, student_of
+from javis.train.distill_lessons import Lessons, Task, keep_prior_attention, student_of
 from javis.train.export import export_student
 from javis.train.stages import _log, build_optimizers, learning_rate
 from javis.train.trajectories import Trajectories, clip_settings, record
@@ -56,6 +56,8 @@ def _worker(rank: int, config: DistillConfig) -> None:
     student = student_of(pipe.model, config).to(pipe.device)
     if config.init is not None:
         student.load_state_dict(_weights_of(config.init))
+    if not config.train_prior_attention:
+        keep_prior_attention(student, pipe.model)
     named = [(n, p) for n, p in student.named_parameters() if n != "embed.audio_text.null" and p.requires_grad]
     student.embed.audio_text.null.requires_grad_(False)  # tied to the video's null caption
     optimizers = build_optimizers(named, config, stage.learning_rate)

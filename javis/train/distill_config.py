@@ -52,12 +52,16 @@ class DistillConfig:
     """Steps in which the student must be able to make a part: 2 for a clip of 4 steps with the sound first."""
     window_shares: tuple[float, ...] = (0.35, 0.5, 0.15)
     """How often each of --windows is trained."""
+    train_prior_attention: bool = False
+    """Train the attention to the priors, too; else it stays the teacher's. That of a student drifts without use, and
+    costs events in step (docs/distillation.md)."""
     paths: tuple[str, ...] = (FOUR_STEPS, EIGHT_STEPS)
     """dmd: timesteps of the student's evaluations, parts of a clip separated by "/"; they go into its settings."""
     path_shares: tuple[float, ...] = (0.6, 0.4)
     """How often each of --paths is trained."""
-    matching_guidance: tuple[float, float] = (1.0, 1.0)
-    """dmd: share of the teacher's guidance, of picture and sound, in what clips are matched to: 0 none, 1 all of it."""
+    matching_guidance: tuple[float, float] = (0.5, 0.4)
+    """dmd: share of the teacher's guidance, of picture and sound, in what clips are matched to: 0 none, 1 all of it.
+    Matching sharpens by itself; with all of it clips become more alike than the teacher's."""
     matching_ratio: float | None = None
     """dmd: shift towards noise of the timesteps at which clips are compared (default: of the recorded ones). A smaller
     one asks more of details, such as the moment within a frame."""

@@ -31,6 +31,16 @@ def student_of(teacher: JavisDiT, config: DistillConfig) -> JavisDiT:
     return student
 
 
+def keep_prior_attention(student: JavisDiT, teacher: JavisDiT) -> None:
+    """Give the student its teacher's attention to the priors, and do not train it."""
+    held = teacher.state_dict()
+    with torch.no_grad():
+        for name, parameter in student.named_parameters():
+            if "_prior." in name and ".attn." in name:
+                parameter.copy_(held[name])
+                parameter.requires_grad_(False)
+
+
 class Task(nn.Module):
     """Student plus loss in one ``forward``, as DistributedDataParallel wants it."""
 

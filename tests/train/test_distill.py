@@ -284,6 +284,25 @@ def test_a_student_learns(method: str, teacher: Path, tmp_path: Path, in_process
     assert both(read_captions(config)[0], seed=1, steps=30).choice.variant == "teacher"
 
 
+@pytest.mark.parametrize("method", ["reflow", "dmd"])
+def test_the_attention_to_the_priors_is_the_teachers(
+    method: str, teacher: Path, tmp_path: Path, in_process: None
+) -> None:
+    """Unless it is asked for; also where a student begins that had trained it."""
+    stage = StageConfig(steps=2, warmup=1, learning_rate=1e-2)
+    shared: dict[str, Any] = {"clips": 6, "batch": 4, "stage": stage}
+    own = distill.run(settings(teacher, tmp_path / "own", train_prior_attention=True, **shared))
+    paths = {"paths": ("1000,500/900",), "path_shares": (1.0,)} if method == "dmd" else {}
+    kept = distill.run(settings(teacher, tmp_path / "kept", method=method, init=own, **paths, **shared))
+    held = JavisPipeline.from_pretrained(teacher).model.state_dict()
+    names = [name for name in held if "_prior." in name and ".attn." in name]
+    before, after = (load_file(folder / "student.safetensors") for folder in (own, kept))
+    assert names and any(not torch.equal(before[name], held[name].half()) for name in names)
+    assert all(torch.equal(after[name], held[name].half()) for name in names)
+    others = [name for name in held if "_prior." in name and ".mlp." in name]
+    assert any(not torch.equal(after[name], before[name]) for name in others)
+
+
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(teacher: Path, tmp_path: Path, in_process: None) -> None:
     stage = StageConfig(steps=4, warmup=1, decay=0.5)
     distill.run(settings(teacher, tmp_path / "whole", stage=stage))
