@@ -123,7 +123,7 @@ class FlowRecipe(EngineConfig):
     @property
     def stage(self) -> Literal["audio", "joint"]:
         """Name of the stage."""
-        raise NotImplementedError
+        raise NotImplementedError  # the recipes below say theirs; this one is their common part
 
     def resolved(self) -> dict[str, Any]:
         """Everything that was asked for, json-able, for ``config.json`` beside the checkpoints."""
